@@ -1,0 +1,1 @@
+"""Random changes of a training patch, with an explicit generator."""

@@ -1,0 +1,48 @@
+"""Every error medseg raises on purpose; each says what, where and what to do."""
+
+
+class MedsegError(Exception):
+    """An error a user can act on: `where` is a path, case id or plan field; `hint` is the next action.
+
+    >>> str(MedsegError("spacing is 0", where="case_001.nii.gz", hint="set pixdim in the header"))
+    'case_001.nii.gz: spacing is 0. set pixdim in the header'
+    """
+
+    def __init__(self, what: str, *, where: object = "", hint: str = "") -> None:
+        self.what = what
+        self.where = str(where)
+        self.hint = hint
+        text = f"{self.where}: {what}" if self.where else what
+        super().__init__(f"{text}. {hint}" if hint else text)
+
+
+class DatasetError(MedsegError):
+    """A dataset folder or case is incomplete or contradictory."""
+
+
+class ImageError(MedsegError):
+    """A file cannot be read as an image, or its voxels cannot be trusted."""
+
+
+class GeometryError(MedsegError):
+    """Two grids that must share a space do not, or a grid is not a valid one."""
+
+
+class DicomError(MedsegError):
+    """A DICOM series cannot be read as one regular volume."""
+
+
+class PlanError(MedsegError):
+    """A plan file does not fit its schema, or names an unknown step."""
+
+
+class BudgetError(MedsegError):
+    """Nothing fits the budget of memory or time."""
+
+
+class BundleError(MedsegError):
+    """A model bundle is damaged, too new, or needs code that is not trusted."""
+
+
+class TrainingError(MedsegError):
+    """A training run cannot start, or stopped because its numbers are not finite."""

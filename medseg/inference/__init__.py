@@ -1,0 +1,1 @@
+"""Network and prepared image to scores."""

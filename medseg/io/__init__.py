@@ -1,0 +1,1 @@
+"""Everything that touches a disk; the only layer that knows file formats."""

@@ -1,0 +1,1 @@
+"""Numbers about two label maps, in mm and ml."""

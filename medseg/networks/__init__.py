@@ -1,0 +1,1 @@
+"""Networks as functions: topology in, nn.Module out."""

@@ -1,0 +1,1 @@
+"""Fingerprint and budget to plan: pure decisions, each with a reason."""

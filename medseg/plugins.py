@@ -1,0 +1,61 @@
+"""Turn a step's name into a function: a built-in table, or "module:function" of the user's own code."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+from medseg.errors import PlanError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def resolve(use: str, table: Mapping[str, F], options: Mapping[str, Any], *, where: str) -> F:
+    """The function named `use` with `options` bound; fails now, not at epoch 1.
+
+    Raises PlanError if the name is unknown or an option is not a keyword of the function.
+    """
+    function = _foreign(use, where) if ":" in use else table.get(use)
+    if function is None:
+        raise PlanError(
+            f'unknown name "{use}"', where=where, hint=f'use one of {", ".join(sorted(table))}, or "module:function"'
+        )
+    parameters = inspect.signature(function).parameters.values()
+    keywords = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    unknown = sorted(set(options) - keywords)
+    if unknown and not takes_any:
+        allowed = sorted(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+        raise PlanError(f'"{use}" has no option {", ".join(unknown)}', where=where, hint=f"options are {allowed}")
+    missing = [
+        p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in options
+    ]
+    if missing and where:
+        missing = [name for name in missing if name not in _CONTEXT]
+    if missing:
+        raise PlanError(f'"{use}" needs option {", ".join(missing)}', where=where, hint="add it to options")
+    bound: Any = partial(function, **options)
+    return bound  # type: ignore[no-any-return]
+
+
+_CONTEXT = frozenset({"in_channels", "outputs", "scales"})  # given by medseg when it builds, never by the plan
+
+
+def code_ref(use: str) -> str | None:
+    """The module of a "module:function" name, or None for a built-in one.
+
+    >>> code_ref("my_lab.losses:cl_dice"), code_ref("dice_ce")
+    ('my_lab.losses', None)
+    """
+    return use.split(":", 1)[0] if ":" in use else None
+
+
+def _foreign(use: str, where: str) -> Any:
+    module, _, name = use.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise PlanError(
+            f'cannot import "{use}" ({error})', where=where, hint="install it or correct the name"
+        ) from error

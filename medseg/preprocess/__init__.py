@@ -1,0 +1,1 @@
+"""Native scan to network grid and back."""

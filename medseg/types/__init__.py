@@ -1,0 +1,1 @@
+"""The nouns: frozen records that flow between modules."""

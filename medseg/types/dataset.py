@@ -1,0 +1,39 @@
+"""A dataset is a list of cases, as data; nothing is read until someone asks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.types.labels import Labels
+
+
+@dataclass(frozen=True)
+class Case:
+    """One subject visit: one file or DICOM folder per channel, or one file that holds all channels.
+
+    `group` names what must never be split between folds, usually the patient.
+    """
+
+    id: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case ids of one cross-validation fold."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """`dataset.json` in memory; `splits` only where the data set brings its own."""
+
+    name: str
+    root: Path
+    channels: tuple[str, ...]
+    labels: Labels
+    cases: tuple[Case, ...]
+    splits: tuple[Split, ...] = ()

@@ -1,0 +1,185 @@
+"""The plan: one record that fixes preprocessing, network, training, inference and postprocessing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from medseg.errors import PlanError
+from medseg.types.geometry import Size3
+from medseg.types.labels import Labels
+
+Scalar = bool | int | float | str
+Option = Scalar | None | list[Scalar]
+Options = Mapping[str, Option]
+Precision = Literal["bf16", "fp16", "fp32"]
+SCHEMA = "medseg.plan/1"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One replaceable function, built in or "module:function", and its keyword arguments."""
+
+    use: str
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Shape of an encoder-decoder; index 0 is full resolution; for ndim 2 the z entries are 1."""
+
+    ndim: Literal[2, 3]
+    channels: tuple[int, ...]
+    strides: tuple[Size3, ...]
+    kernels: tuple[Size3, ...]
+    blocks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        stages = {len(self.channels), len(self.strides), len(self.kernels), len(self.blocks)}
+        if len(stages) != 1 or not self.channels:
+            raise PlanError(
+                f"channels, strides, kernels and blocks have {sorted(stages)} entries",
+                where="network.topology",
+                hint="give each one entry per stage",
+            )
+        numbers = (*self.channels, *self.blocks, *(n for row in (*self.strides, *self.kernels) for n in row))
+        if min(numbers) < 1:
+            raise PlanError("every number must be 1 or more", where="network.topology", hint="see plan.schema.json")
+        if self.ndim == 2 and any(row[0] != 1 for row in (*self.strides, *self.kernels)):
+            raise PlanError("a 2D network has stride and kernel 1 along z", where="network.topology", hint="set to 1")
+
+    def divisor(self) -> Size3:
+        """What a patch must be a multiple of, per axis (z, y, x)."""
+        z = y = x = 1
+        for stride in self.strides:
+            z, y, x = z * stride[0], y * stride[1], x * stride[2]
+        return z, y, x
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Native scan to network grid.
+
+    `orientation`: patient direction of the array axes x, y, z ("LPS", ...), or "stored" to leave axes alone.
+    `spacing_mm`: (z, y, x) in that orientation; null keeps a scan's own spacing along the axis.
+    `intensity`: one rule per channel.
+    """
+
+    spacing_mm: tuple[float | None, float | None, float | None]
+    intensity: tuple[Step, ...]
+    orientation: str = "LPS"
+    crop: Literal["none", "nonzero"] = "none"
+    image_order: Literal[0, 1, 3] = 3
+    label_order: Literal[0, 1] = 1
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is built: a backbone, its topology and the heads on its decoder features."""
+
+    use: str
+    topology: Topology
+    heads: tuple[Step, ...] = (Step("segmentation"),)
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What one optimiser step sees; patch is (z, y, x) voxels of the network grid."""
+
+    patch: Size3
+    batch: int
+    foreground_fraction: float = 0.33
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """A weighted term of the loss."""
+
+    weight: float
+    use: str
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How it learns; `ema` is the decay per step of the averaged weights that are kept, null for none."""
+
+    losses: tuple[LossTerm, ...]
+    optimizer: Step
+    schedule: Step
+    augment: tuple[Step, ...]
+    epochs: int
+    steps_per_epoch: int = 250
+    precision: Precision = "bf16"
+    deep_supervision: bool = True
+    clip_grad_norm: float | None = 12.0
+    ema: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How a whole volume is covered; `mirror_axes` index (z, y, x)."""
+
+    overlap: float = 0.5
+    blend: Literal["gaussian", "constant"] = "gaussian"
+    mirror_axes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the user allows; `hours` is one fold's training time on `device`, `step_s` a measured training step."""
+
+    vram_gib: float
+    ram_gib: float | None = None
+    hours: float | None = None
+    precision: Precision = "bf16"
+    device: str | None = None
+    step_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the plan came from."""
+
+    medseg: str
+    fingerprint_sha256: str
+    budget: Budget
+    preset: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run needs besides the voxels."""
+
+    schema: Literal["medseg.plan/1"]
+    name: str
+    channels: tuple[str, ...]
+    labels: Labels
+    preprocess: Preprocess
+    network: Network
+    sampling: Sampling
+    training: Training
+    inference: Inference
+    postprocess: tuple[Step, ...]
+    origin: Origin
+    reasons: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if len(self.preprocess.intensity) != len(self.channels):
+            raise PlanError(
+                f"{len(self.preprocess.intensity)} intensity rules for {len(self.channels)} channels",
+                where="preprocess.intensity",
+                hint="give one rule per channel",
+            )
+        bad = [p % d for p, d in zip(self.sampling.patch, self.network.topology.divisor(), strict=True)]
+        if any(bad) or min(self.sampling.patch) < 1:
+            raise PlanError(
+                f"patch {self.sampling.patch} is not a multiple of {self.network.topology.divisor()}",
+                where="sampling.patch",
+                hint="change the patch or the strides",
+            )
+        if self.network.topology.ndim == 2 and self.sampling.patch[0] != 1:
+            raise PlanError("a 2D network has a patch of one slice", where="sampling.patch", hint="set z to 1")
+        if self.sampling.batch < 1 or not self.training.losses:
+            raise PlanError("batch and losses must not be empty", where="sampling.batch", hint="at least 1 each")

@@ -1,0 +1,90 @@
+"""What runs leave behind."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from medseg.types.image import LabelMap, Probabilities
+from medseg.types.plan import Plan
+
+
+@dataclass(frozen=True)
+class Member:
+    """One trained network of an ensemble; `weights` is a tensors-only file relative to the bundle."""
+
+    fold: int | Literal["all"]
+    weights: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """A folder one can copy to another machine and predict with; `scores` are out-of-fold results."""
+
+    root: Path
+    plan: Plan
+    members: tuple[Member, ...]
+    scores: Mapping[str, object]
+    code_refs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Result for one case, on the grid of the input scan."""
+
+    case_id: str
+    labels: LabelMap
+    volumes_ml: Mapping[str, float]
+    probabilities: Probabilities | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CaseReport:
+    """One line of a batch run; a failed case never stops the batch."""
+
+    case_id: str
+    status: Literal["ok", "skipped", "failed"]
+    seconds: float
+    outputs: tuple[str, ...] = ()
+    volumes_ml: Mapping[str, float] | None = None
+    warnings: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """`report.json`."""
+
+    schema: Literal["medseg.report/1"]
+    medseg: str
+    bundle_sha256: str
+    device: str
+    cases: tuple[CaseReport, ...]
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """Metrics of one class in one case; NaN where undefined, inf where one side is empty."""
+
+    dice: float
+    iou: float
+    hd95_mm: float
+    mean_surface_mm: float
+    nsd: float
+    volume_ml: float
+    reference_ml: float
+    lesions: int
+    lesions_found: int
+    false_lesions: int
+    state: Literal["both", "empty_reference", "empty_prediction", "both_empty"]
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """Metrics of one case, keyed by label name."""
+
+    case_id: str
+    labels: Mapping[str, LabelScores]
+    unit: Literal["mm", "px"] = "mm"

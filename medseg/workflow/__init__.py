@@ -1,0 +1,1 @@
+"""The jobs, each a straight line of calls."""
