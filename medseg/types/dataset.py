@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from medseg.types.labels import Labels
 
@@ -37,3 +38,17 @@ class Dataset:
     labels: Labels
     cases: tuple[Case, ...]
     splits: tuple[Split, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a dataset: `case` and `file` (relative to the folder) may be empty, `fix` is the next action.
+
+    An error makes the data unusable as they are; a warning says what was settled or what a person should look at.
+    """
+
+    case: str
+    file: str
+    severity: Literal["error", "warning"]
+    what: str
+    fix: str
