@@ -1,0 +1,106 @@
+"""The members of a bundle, and their joint scores for a prepared image."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from medseg.errors import BundleError, ImageError
+from medseg.inference.sliding_window import Forward, averaged, sliding_window
+from medseg.networks.build import build_network
+from medseg.types.image import Image, Slab
+from medseg.types.plan import Plan, Precision
+from medseg.types.progress import Report, silent
+from medseg.types.result import Member, ModelBundle
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_members(
+    bundle: ModelBundle,
+    *,
+    device: torch.device,
+    folds: Sequence[int | str] | None = None,
+    precision: Precision = "fp32",
+) -> tuple[Forward, ...]:
+    """The bundle's networks (those of `folds`, or all) in eval mode on `device`.
+
+    Weights are read as plain tensors, never unpickled. Raises BundleError for a fold that the bundle lacks and for
+    weights that do not fit the plan's network.
+    """
+    known = {str(member.fold): member for member in bundle.members}
+    wanted = [str(fold) for fold in folds] if folds is not None else list(known)
+    missing = [fold for fold in wanted if fold not in known]
+    if missing or not wanted:
+        raise BundleError(f"has no fold {', '.join(missing)}", where=bundle.root, hint=f"folds are {', '.join(known)}")
+    return tuple(
+        network_forward(_load(bundle, known[fold], device), bundle.plan, device, precision=precision) for fold in wanted
+    )
+
+
+def network_forward(network: nn.Module, plan: Plan, device: torch.device, *, precision: Precision = "fp32") -> Forward:
+    """A network as a function from windows (b, c, z, y, x) to float32 logits (b, k, z, y, x).
+
+    A 2D network sees (b, c, y, x). The network must lie on `device`; it is put in eval mode. In bf16 and fp16 it runs
+    under autocast.
+    """
+    network.eval()
+    flat = plan.network.topology.ndim == 2
+    layout = torch.channels_last if flat else torch.channels_last_3d
+
+    def forward(image: Tensor) -> Tensor:
+        dtype = _AUTOCAST.get(precision)
+        with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            window = image.squeeze(2) if flat else image
+            logits: Tensor = network(window.contiguous(memory_format=layout)).logits[0]
+        return (logits.unsqueeze(2) if flat else logits).float()
+
+    return forward
+
+
+def predict_scores(
+    members: Sequence[Forward], image: Image, plan: Plan, *, device: torch.device, report: Report = silent
+) -> Iterator[Slab]:
+    """Mean logits over members, mirrors and windows on the grid of a prepared image, slab after slab along z.
+
+    Raises ImageError if the image has other channels than the plan.
+    """
+    if image.array.shape[0] != len(plan.channels):
+        raise ImageError(
+            f"has {image.array.shape[0]} channels",
+            hint=f"the model needs {len(plan.channels)}: {', '.join(plan.channels)}",
+        )
+    return sliding_window(
+        averaged(members),
+        np.asarray(image.array),
+        plan.sampling.patch,
+        plan.inference,
+        outputs=plan.labels.outputs(),
+        device=device,
+        batch=plan.sampling.batch if plan.network.topology.ndim == 2 else 1,
+        report=report,
+    )
+
+
+def _load(bundle: ModelBundle, member: Member, device: torch.device) -> nn.Module:
+    plan = bundle.plan
+    network = build_network(
+        plan.network,
+        channels=len(plan.channels),
+        outputs=plan.labels.outputs(),
+        deep_supervision=plan.training.deep_supervision,
+    )
+    path = bundle.root / member.weights
+    try:
+        network.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BundleError(
+            f"weights do not fit the plan ({reason})", where=path, hint="copy the whole bundle again"
+        ) from error
+    layout = torch.channels_last if plan.network.topology.ndim == 2 else torch.channels_last_3d
+    placed: nn.Module = network.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    return placed
