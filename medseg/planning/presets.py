@@ -1,0 +1,116 @@
+"""Starting points a user can name, and every constant of training in one place."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from medseg.planning.decisions import Decision
+from medseg.types.plan import Step
+
+LONG_EPOCHS, LONG_STEPS_PER_EPOCH = 1000, 250  # without a time budget (Isensee 2021)
+LONG_STEPS = 20_000  # fewer optimiser steps than this count as a short run
+MIN_STEPS = 1_500  # a network whose step is too slow for this many is replaced by a smaller one
+MAX_STEPS = LONG_EPOCHS * LONG_STEPS_PER_EPOCH
+TIME_SHARE = 0.95  # of the hours go to steps; the rest is validation and files
+EPOCHS_AT_LEAST = 20
+VRAM_SHARE = 0.95  # the estimate is exact in live bytes; drivers, other processes and fragmentation take the rest
+RAM_SHARE = 0.9
+FOREGROUND_FRACTION = 0.33
+BATCH_AT_LEAST = 2
+BATCH_OF_DATASET = 0.05  # a batch holds at most this share of the voxels of all cases (Isensee 2021)
+CONTEXT = 0.25  # a patch below this share of the median scan calls for a coarser plan (Isensee 2021)
+BASE_CHANNELS = (8, 12, 16, 24, 32)  # first-stage channels a time budget chooses from, ascending
+SHORT_LR, SHORT_WEIGHT_DECAY, SHORT_WARMUP = 1e-3, 1e-2, 0.05
+LONG_LR, LONG_WEIGHT_DECAY, MOMENTUM = 1e-2, 3e-5, 0.99
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A network family: `blocks` per encoder stage, the last number repeated; channels double up to the cap."""
+
+    backbone: str
+    blocks: tuple[int, ...]
+    base_channels: int = 32
+    max_channels_2d: int = 512
+    max_channels_3d: int = 320
+
+    def stage_blocks(self, stages: int) -> tuple[int, ...]:
+        """Blocks of each of `stages` stages."""
+        return (self.blocks + self.blocks[-1:] * stages)[:stages]
+
+    def stage_channels(self, stages: int, *, ndim: Literal[2, 3], base: int) -> tuple[int, ...]:
+        """Channels of each stage, doubling from `base`; the cap shrinks with the base.
+
+        >>> PRESETS["unet"].stage_channels(6, ndim=3, base=32)
+        (32, 64, 128, 256, 320, 320)
+        """
+        cap = (self.max_channels_2d if ndim == 2 else self.max_channels_3d) * base // self.base_channels
+        return tuple(min(cap, base * 2**stage) for stage in range(stages))
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "unet": Preset("unet", blocks=(2,)),
+        "resenc": Preset("resenc_unet", blocks=(1, 3, 4, 6)),
+    }
+)
+
+
+def optimiser(steps: int) -> Decision[tuple[Step, Step, float | None]]:
+    """Optimiser, schedule and decay of the averaged weights for a run of `steps`."""
+    if steps >= LONG_STEPS:
+        sgd = Step("sgd", {"lr": LONG_LR, "momentum": MOMENTUM, "weight_decay": LONG_WEIGHT_DECAY})
+        return Decision((sgd, Step("poly", {"power": 0.9}), None), f"{steps} steps: SGD with polynomial decay")
+    adamw = Step("adamw", {"lr": SHORT_LR, "weight_decay": SHORT_WEIGHT_DECAY})
+    cosine = Step("cosine_restarts", {"cycles": 1, "warmup": SHORT_WARMUP})
+    ema = averaging(steps)
+    return Decision(
+        (adamw, cosine, ema),
+        f"{steps} steps (below {LONG_STEPS}): AdamW with one cosine, weights averaged with decay {ema}",
+    )
+
+
+def averaging(steps: int) -> float:
+    """Decay per step of the averaged weights: a window of about 2 % of the run, within 0.99 to 0.999.
+
+    >>> averaging(1500), averaging(200_000)
+    (0.99, 0.999)
+    """
+    return round(min(0.999, max(0.99, 1 - 50 / max(steps, 1))), 4)
+
+
+def epochs(steps: int) -> tuple[int, int]:
+    """`steps` as (epochs, steps per epoch): 250 a piece, or fewer so that a run has at least 20 epochs.
+
+    >>> epochs(250_000), epochs(2_340), epochs(300)
+    ((1000, 250), (23, 100), (30, 10))
+    """
+    for size in (LONG_STEPS_PER_EPOCH, 100, 50, 20, 10, 5, 2):
+        if steps >= EPOCHS_AT_LEAST * size:
+            return steps // size, size
+    return max(1, steps), 1
+
+
+def augmentation(
+    patch: tuple[int, int, int], mirror: tuple[int, ...], *, ultrasound: bool
+) -> Decision[tuple[Step, ...]]:
+    """Augmentation steps in order, with the published ranges (Isensee 2021).
+
+    Where the patch is more than 3 times larger in plane than across, rotation and zoom stay in the plane. Long 2D
+    patches (aspect above 1.5) rotate little, because turned ones would leave the scan. Ultrasound gets speckle.
+    """
+    in_plane = patch[0] > 1 and max(patch) / patch[0] > 3
+    aspect = max(patch[1:]) / min(patch[1:])
+    flat = patch[0] == 1
+    degrees = (15.0 if aspect > 1.5 or ultrasound else 180.0) if flat else (180.0 if in_plane else 30.0)
+    affine = {"p": 0.2, "degrees": degrees, "scale_low": 0.7, "scale_high": 1.4}
+    plane = {"in_plane": True} if in_plane else {}
+    steps = [Step("affine", {**affine, **plane}), Step("noise"), Step("blur"), Step("brightness"), Step("contrast")]
+    steps += [Step("low_resolution", plane), Step("gamma", {"p": 0.1, "invert": True}), Step("gamma", {"p": 0.3})]
+    steps += [Step("speckle")] if ultrasound else []
+    steps += [Step("mirror", {"axes": list(mirror)})] if mirror else []
+    said = f"rotation up to {degrees:.0f} degrees" + (" in plane" if in_plane else "")
+    said += ", upright as the probe" if ultrasound and flat else ""
+    said += f", mirrored along {', '.join('zyx'[axis] for axis in mirror)}" if mirror else ", never mirrored"
+    return Decision(tuple(steps), said + (", speckle of ultrasound" if ultrasound else ""))
