@@ -21,22 +21,27 @@ def resolve(use: str, table: Mapping[str, F], options: Mapping[str, Any], *, whe
         raise PlanError(
             f'unknown name "{use}"', where=where, hint=f'use one of {", ".join(sorted(table))}, or "module:function"'
         )
-    parameters = inspect.signature(function).parameters.values()
-    keywords = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    unknown = sorted(set(options) - keywords)
-    if unknown and not takes_any:
-        allowed = sorted(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
-        raise PlanError(f'"{use}" has no option {", ".join(unknown)}', where=where, hint=f"options are {allowed}")
-    missing = [
-        p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in options
-    ]
-    if missing and where:
-        missing = [name for name in missing if name not in _CONTEXT]
-    if missing:
-        raise PlanError(f'"{use}" needs option {", ".join(missing)}', where=where, hint="add it to options")
+    _check_options(use, function, options, where)
     bound: Any = partial(function, **options)
     return bound  # type: ignore[no-any-return]
+
+
+def _check_options(use: str, function: Callable[..., Any], options: Mapping[str, Any], where: str) -> None:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise PlanError(
+            f'"{use}" is no function whose options can be read', where=where, hint="wrap it in one"
+        ) from error
+    keywords = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    unknown = sorted(set(options) - keywords)
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        allowed = sorted(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+        raise PlanError(f'"{use}" has no option {", ".join(unknown)}', where=where, hint=f"options are {allowed}")
+    required = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
+    missing = sorted(required - set(options) - _CONTEXT)
+    if missing:
+        raise PlanError(f'"{use}" needs option {", ".join(missing)}', where=where, hint="add it to options")
 
 
 _CONTEXT = frozenset({"in_channels", "outputs", "scales"})  # given by medseg when it builds, never by the plan

@@ -20,7 +20,7 @@ def test_a_built_in_name_is_bound_to_its_options():
 
 
 def test_foreign_code_is_found_by_module_and_name():
-    assert resolve("math:hypot", {}, {}, where="x")(3.0, 4.0) == 5.0
+    assert resolve("statistics:fmean", {}, {}, where="x")([3.0, 4.0]) == 3.5
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,7 @@ def test_foreign_code_is_found_by_module_and_name():
         ("needy", {}, "rate"),
         ("no_such_module:f", {}, "no_such_module"),
         ("math:no_such_function", {}, "no_such_function"),
+        ("math:hypot", {}, "wrap it"),
     ],
 )
 def test_a_wrong_step_fails_at_once_and_says_what_would_do(use, options, says):
