@@ -1,0 +1,263 @@
+"""Dataset folders: which cases there are, and every fault that can be seen without reading a voxel."""
+
+import csv
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from medseg.errors import DatasetError
+from medseg.io.dataset_json import FILE_NAME, Header, error, parse_splits, read_header, read_json, warning
+from medseg.io.images import SUFFIXES, is_image
+from medseg.io.scans import find_cases
+from medseg.types.dataset import Case, Dataset, Fault, Split
+
+__all__ = ["find_cases", "read_dataset", "survey"]
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
+
+
+def read_dataset(folder: Path) -> Dataset:
+    """The dataset in `folder`, which holds a `dataset.json` in the nnU-Net v2 or the Decathlon layout; reads no voxels.
+
+    Beyond those layouts: optional "groups" ({case: patient}) in `dataset.json` or a `groups.csv` (case,group), and
+    folds in `splits_final.json` or `splits.json`; a scan may be a folder of DICOM files.
+    Raises DatasetError that lists every fault, not only the first.
+    """
+    dataset, faults = survey(folder)
+    wrong = [fault for fault in faults if fault.severity == "error"]
+    if dataset is not None and not wrong:
+        return dataset
+    lines = [": ".join(part for part in (fault.case, fault.file, fault.what) if part) for fault in wrong]
+    hints = list(dict.fromkeys(fault.fix for fault in wrong))
+    if len(wrong) == 1:
+        raise DatasetError(lines[0], where=folder, hint=hints[0])
+    raise DatasetError(f"{len(wrong)} faults\n  " + "\n  ".join(lines), where=folder, hint="\n" + "\n".join(hints))
+
+
+def survey(folder: Path) -> tuple[Dataset | None, tuple[Fault, ...]]:
+    """The whole cases of a dataset folder, None if there are none, and every fault in its files and names."""
+    if not folder.is_dir():
+        return None, (error("no such folder", "give the folder that holds dataset.json", file=""),)
+    if not (folder / FILE_NAME).is_file():
+        return None, (error("is missing", f"write {FILE_NAME} in the nnU-Net v2 or the Decathlon layout"),)
+    header, header_faults = read_header(folder)
+    if header is None:
+        return None, header_faults
+    faults = list(header_faults)
+    found = _listed_cases(folder, header, faults) if header.listed is not None else _scan(folder, header, faults)
+    if not found and not any(fault.severity == "error" for fault in faults):
+        faults.append(error("no labelled case found", "put scans into imagesTr and label maps into labelsTr", file=""))
+    if header.count is not None and found and header.count != len(found):
+        what = f"numTraining is {header.count}, but {len(found)} whole cases were found"
+        faults.append(warning(what, "add the missing cases or correct the number"))
+    groups = _groups(folder, header, faults)
+    cases = _grouped(found, groups, faults)
+    splits = _splits(folder, faults)
+    dataset = Dataset(header.name, folder, header.channels, header.labels, cases, splits) if cases else None
+    return dataset, tuple(faults)
+
+
+def _listed_cases(folder: Path, header: Header, faults: list[Fault]) -> list[Case]:
+    """Cases that `dataset.json` names one by one, in its order."""
+    cases = []
+    for case, (names, label_name) in (header.listed or {}).items():
+        images = [_present(folder / name, len(header.channels)) for name in names]
+        missing = [name for name, paths in zip(names, images, strict=True) if not paths]
+        faults.extend(error("image is missing", "restore it or remove the case", case=case, file=n) for n in missing)
+        label = None if label_name is None else folder / label_name
+        if label is None:
+            faults.append(error("has no label", "add a label or remove the case", case=case))
+        elif not label.is_file():
+            fix = "restore it or remove the case"
+            faults.append(error("label map is missing", fix, case=case, file=str(label_name)))
+        paths = tuple(path for some in images for path in some)
+        if not missing and len(paths) not in {1, len(header.channels)}:
+            what = f"has {len(paths)} images for {len(header.channels)} channels"
+            faults.append(error(what, "list one image per channel", case=case))
+        elif not missing and label is not None and label.is_file():
+            cases.append(Case(case, paths, label))
+    return cases
+
+
+def _present(path: Path, channels: int) -> tuple[Path, ...]:
+    """The listed file, or the files of its channels (`scan.nii.gz` listed, `scan_0000.nii.gz` stored)."""
+    if path.exists():
+        return (path,)
+    ending = next((suffix for suffix in _by_length(SUFFIXES) if path.name.lower().endswith(suffix)), path.suffix)
+    stem = path.name[: len(path.name) - len(ending)] if ending else path.name
+    parts = tuple(path.with_name(f"{stem}_{index:04d}{ending}") for index in range(channels))
+    return parts if all(part.exists() for part in parts) else ()
+
+
+@dataclass
+class _Files:
+    """What lies in imagesTr and labelsTr, by case id."""
+
+    labels: dict[str, Path] = field(default_factory=dict)
+    whole: dict[str, Path] = field(default_factory=dict)
+    parts: dict[str, dict[int, Path]] = field(default_factory=dict)
+
+
+def _scan(folder: Path, header: Header, faults: list[Fault]) -> list[Case]:
+    """Cases by the names of files in imagesTr and labelsTr."""
+    absent = [name for name in ("imagesTr", "labelsTr") if not (folder / name).is_dir()]
+    faults.extend(error("no such folder", "create it or correct its name", file=name) for name in absent)
+    ending = header.ending or _inferred_ending(folder, faults)
+    if absent or ending is None:
+        return []
+    files = _Files()
+    _scan_labels(folder, ending, files, faults)
+    _scan_images(folder, ending, files, faults)
+    ids = sorted({*files.labels, *files.whole, *files.parts})
+    labelled = sum(case in files.labels for case in ids)
+    found = []
+    for case in ids:
+        images = _images_of(case, files, header, folder, ending, faults)
+        if images is None:
+            continue
+        label = files.labels.get(case)
+        if label is not None:
+            found.append(Case(case, images, label))
+        elif header.count == labelled:
+            file = _relative(images[0], folder)
+            faults.append(warning("image without label map is left out", "move it to imagesTs", case=case, file=file))
+        else:
+            fix = "add the label map or move the image to imagesTs"
+            faults.append(error("label map is missing", fix, case=case, file=f"labelsTr/{case}{ending}"))
+    return found
+
+
+def _inferred_ending(folder: Path, faults: list[Fault]) -> str | None:
+    names = [p.name.lower() for part in ("imagesTr", "labelsTr") for p in _entries(folder / part) if p.is_file()]
+    endings = {next((s for s in _by_length(SUFFIXES) if name.endswith(s)), "") for name in names} - {""}
+    if len(endings) == 1:
+        return endings.pop()
+    kinds = ", ".join(sorted(endings)) or "no image file"
+    faults.append(error(f'has no "file_ending", and the folders hold {kinds}', 'add e.g. "file_ending": ".nii.gz"'))
+    return None
+
+
+def _scan_labels(folder: Path, ending: str, files: _Files, faults: list[Fault]) -> None:
+    others = []
+    for path in _entries(folder / "labelsTr"):
+        if path.is_file() and path.name.lower().endswith(ending.lower()):
+            files.labels[path.name[: -len(ending)]] = path
+        else:
+            others.append(path)
+    for path in others:
+        ends = next((suffix for suffix in _by_length(SUFFIXES) if path.name.lower().endswith(suffix)), None)
+        stem = path.name[: -len(ends)] if ends else path.name
+        if path.is_file() and is_image(path) and ends and stem not in files.labels:
+            files.labels[stem] = path
+        elif not _belongs_to_header(path):
+            faults.append(_extra(path, folder, ending))
+
+
+def _scan_images(folder: Path, ending: str, files: _Files, faults: list[Fault]) -> None:
+    for path in _entries(folder / "imagesTr"):
+        if path.is_file() and not path.name.lower().endswith(ending.lower()):
+            if not _belongs_to_header(path):
+                faults.append(_extra(path, folder, ending))
+            continue
+        stem = path.name if path.is_dir() else path.name[: -len(ending)]
+        match = _CHANNEL.fullmatch(stem)
+        if match and not (stem in files.labels and match[1] not in files.labels):
+            files.parts.setdefault(match[1], {})[int(match[2])] = path
+        else:
+            files.whole[stem] = path
+
+
+def _images_of(
+    case: str, files: _Files, header: Header, folder: Path, ending: str, faults: list[Fault]
+) -> tuple[Path, ...] | None:
+    parts = files.parts.get(case, {})
+    if case in files.whole and parts:
+        what = "has both a file without and files with a channel number"
+        faults.append(error(what, "keep one of them", case=case, file=_relative(files.whole[case], folder)))
+        return None
+    if case in files.whole:
+        return (files.whole[case],)
+    if not parts:
+        fix = "restore the image or remove the label map"
+        file = f"imagesTr/{case}_0000{ending}"
+        faults.append(error("image is missing for this label map", fix, case=case, file=file))
+        return None
+    wanted = range(len(header.channels))
+    for index in sorted(set(parts) - set(wanted)):
+        what = f"channel {index:04d} is not in dataset.json and is left out"
+        fix = "add it to channel_names or remove the file"
+        faults.append(warning(what, fix, case=case, file=_relative(parts[index], folder)))
+    for index in sorted(set(wanted) - set(parts)):
+        file = f"imagesTr/{case}_{index:04d}{ending}"
+        what = f"channel {index:04d} ({header.channels[index]}) is missing"
+        faults.append(error(what, "restore the file or remove the case", case=case, file=file))
+    return None if set(wanted) - set(parts) else tuple(parts[index] for index in wanted)
+
+
+def _groups(folder: Path, header: Header, faults: list[Fault]) -> Mapping[str, str]:
+    path = folder / "groups.csv"
+    if not path.is_file():
+        return header.groups
+    if header.groups:
+        faults.append(warning("is not read, because dataset.json has groups", "keep one of them", file=path.name))
+        return header.groups
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+        faults.append(error(f"cannot be read ({problem})", "write UTF-8 text", file=path.name))
+        return {}
+    if not rows or not {"case", "group"} <= set(rows[0]):
+        faults.append(error("has no columns case and group", "name them in the first line", file=path.name))
+        return {}
+    return {row["case"]: row["group"] for row in rows if row["group"]}
+
+
+def _grouped(found: list[Case], groups: Mapping[str, str], faults: list[Fault]) -> tuple[Case, ...]:
+    ids = {case.id for case in found}
+    for case in sorted(set(groups) - ids):
+        faults.append(warning("has a group, but is no whole case", "correct the groups", case=case, file=""))
+    bare = sorted(ids - set(groups)) if groups else []
+    if bare:
+        what = f"{len(bare)} cases have no group and count as patients of their own: {_some(bare)}"
+        faults.append(warning(what, "give every case a group", file=""))
+    return tuple(replace(case, group=groups.get(case.id)) for case in found)
+
+
+def _splits(folder: Path, faults: list[Fault]) -> tuple[Split, ...]:
+    paths = [folder / name for name in ("splits_final.json", "splits.json") if (folder / name).is_file()]
+    if not paths:
+        return ()
+    if len(paths) > 1:
+        faults.append(warning("is not read, because splits_final.json is there", "keep one", file=paths[1].name))
+    content, wrong = read_json(paths[0])
+    splits, misshapen = ((), []) if wrong else parse_splits(content, paths[0].name)
+    faults.extend([*wrong, *misshapen])
+    return splits
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Files and folders that are not hidden, by name."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+
+
+def _belongs_to_header(path: Path) -> bool:
+    """Whether `path` holds the voxels of a detached header beside it."""
+    return path.suffix.lower() in {".raw", ".zraw"} and path.with_suffix(".mhd").is_file()
+
+
+def _extra(path: Path, folder: Path, ending: str) -> Fault:
+    what = f"is no {ending} file and is left out"
+    return warning(what, "remove it, or correct file_ending", file=_relative(path, folder))
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
+
+
+def _by_length(suffixes: Iterable[str]) -> list[str]:
+    return sorted(suffixes, key=lambda suffix: (-len(suffix), suffix))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

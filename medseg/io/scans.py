@@ -1,0 +1,150 @@
+"""Cases to predict among files and folders of any shape."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.errors import MedsegError
+from medseg.io.dataset_json import plain_stem
+from medseg.io.dicom_series import Series, find_series
+from medseg.io.images import is_image
+from medseg.types.dataset import Case
+
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """One file or series: its path, the name its case gets, and the folder it lies in."""
+
+    path: Path
+    stem: str
+    folder: Path
+
+
+def find_cases(inputs: Sequence[Path], channels: tuple[str, ...]) -> tuple[tuple[Case, ...], dict[Path, str]]:
+    """Cases among files, folders of files and trees of DICOM folders (one case per series), and every refused path.
+
+    `scan_0000.nii.gz`, `scan_0001.nii.gz` are the channels of one case if there is more than one channel; with one
+    channel, `_0000` is left out of the id if every file has it. Ids come from file and folder names and are unique.
+    Nothing is read but DICOM headers.
+    """
+    refused: dict[Path, str] = {}
+    scans: dict[Path, _Scan] = {}
+    for path in inputs:
+        if path.is_dir():
+            found = _in_folder(path, refused)
+        elif not path.exists():
+            found, refused[path] = [], "no such file or folder"
+        elif _is_dicom(path) or is_image(path):
+            found = [_Scan(path, plain_stem(path.name), path.parent)]
+        else:
+            found, refused[path] = [], "no image file"
+        scans.update({scan.path.absolute(): scan for scan in found})
+    if inputs and not scans and not refused:
+        refused.update({path: "holds no image file" for path in inputs})
+    grouped = _group([scans[key] for key in sorted(scans)], channels, refused)
+    return _named(grouped), refused
+
+
+def _in_folder(folder: Path, refused: dict[Path, str]) -> list[_Scan]:
+    scans = []
+    has_dicom = False
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        if path.name == "DICOMDIR" or _is_dicom(path):
+            has_dicom = True
+        elif is_image(path):
+            scans.append(_Scan(path, plain_stem(path.name), path.parent))
+        elif not path.with_suffix(".mhd").is_file():
+            refused[path] = "no image file"
+    if has_dicom:
+        scans.extend(_series_below(folder, refused))
+    return scans
+
+
+def _series_below(folder: Path, refused: dict[Path, str]) -> list[_Scan]:
+    """One scan per DICOM series: its folder, or its first file where one folder holds several series."""
+    try:
+        series, wrong = find_series(folder)
+    except MedsegError as problem:
+        refused[folder] = str(problem)
+        return []
+    refused.update({path: reason for path, reason in wrong.items() if path.name != "DICOMDIR"})
+    homes = Counter(home for one in series for home in {file.parent for file in one.files})
+    scans = []
+    number: Counter[Path] = Counter()
+    for one in sorted(series, key=_first):
+        home = _first(one).parent
+        name = home.resolve().name
+        alone = homes[home] == 1 and {file.parent for file in one.files} == {home}
+        number[home] += 1
+        if alone:
+            scans.append(_Scan(home, name, home.parent))
+        else:
+            scans.append(_Scan(_first(one), f"{name}-{number[home]}", home))
+    return scans
+
+
+def _first(series: Series) -> Path:
+    return min(series.files)
+
+
+def _is_dicom(path: Path) -> bool:
+    if path.suffix.lower() in {".dcm", ".dicom"}:
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _group(scans: list[_Scan], channels: tuple[str, ...], refused: dict[Path, str]) -> list[tuple[_Scan, list[Path]]]:
+    """Scans with their channel files, in order; incomplete ones are refused."""
+    matches = [_CHANNEL.fullmatch(scan.stem) for scan in scans]
+    count = max(len(channels), 1)
+    if count == 1:
+        first = bool(scans) and all(match and match[2] == "0000" for match in matches)
+        stems = [match[1] if first and match else scan.stem for scan, match in zip(scans, matches, strict=True)]
+        named = [_Scan(scan.path, stem, scan.folder) for scan, stem in zip(scans, stems, strict=True)]
+        return [(scan, [scan.path]) for scan in named]
+    parts: dict[tuple[Path, str], dict[int, _Scan]] = {}
+    complete: list[tuple[_Scan, list[Path]]] = []
+    for scan, match in zip(scans, matches, strict=True):
+        if match is None:
+            complete.append((scan, [scan.path]))
+        elif int(match[2]) < count:
+            parts.setdefault((scan.folder, match[1]), {})[int(match[2])] = scan
+        else:
+            refused[scan.path] = f"channel _{match[2]} is not one of the {count} of the model"
+    for (folder, stem), found in parts.items():
+        missing = [f"_{i:04d} ({channels[i]})" for i in range(count) if i not in found]
+        if missing:
+            refused.update({scan.path: f"channel {', '.join(missing)} is missing" for scan in found.values()})
+        else:
+            paths = [found[i].path for i in range(count)]
+            complete.append((_Scan(paths[0], stem, folder), paths))
+    return sorted(complete, key=lambda pair: pair[0].path.absolute())
+
+
+def _named(scans: list[tuple[_Scan, list[Path]]]) -> tuple[Case, ...]:
+    """Cases with unique ids: equal names get their folder's name in front, then a number behind."""
+    counts = Counter(scan.stem.casefold() for scan, _ in scans)
+    names = [
+        scan.stem if counts[scan.stem.casefold()] == 1 else f"{scan.folder.resolve().name}_{scan.stem}"
+        for scan, _ in scans
+    ]
+    taken: set[str] = set()
+    cases = []
+    for name, (_, paths) in zip(names, scans, strict=True):
+        unique, number = name, 1
+        while unique.casefold() in taken:
+            number += 1
+            unique = f"{name}-{number}"
+        taken.add(unique.casefold())
+        cases.append(Case(unique, tuple(paths)))
+    return tuple(cases)
