@@ -63,19 +63,27 @@ def restore(
     Only the directions of the grids matter, so this also undoes `reorient` for arrays of another spacing or extent.
     Raises GeometryError where the axes of both grids are not parallel.
     """
-    columns, flips = axis_moves(geometry_now, native)
+    columns, flips = _parallel_axes(geometry_now, native)
     return _move(array, columns, flips)
 
 
-def axis_moves(source: Geometry, target: Geometry) -> tuple[list[int], list[bool]]:
-    """For each array axis x, y, z of `target`: the parallel axis of `source`, and whether it runs backwards.
+def match_axes(
+    array: Shaped[np.ndarray, "*c z y x"], geometry: Geometry, like: Geometry
+) -> tuple[Shaped[np.ndarray, "*c z y x"], Geometry]:
+    """A view of `array` (..., z, y, x) whose axes run as those of `like`, and its grid.
 
-    Raises GeometryError where the axes of both grids are not parallel (to 0.001).
+    Raises GeometryError where the axes of both grids are not parallel.
     """
+    columns, flips = _parallel_axes(geometry, like)
+    return _move(array, columns, flips), _move_geometry(geometry, columns, flips)
+
+
+def _parallel_axes(source: Geometry, target: Geometry) -> tuple[list[int], list[bool]]:
+    """For each array axis x, y, z of `target`: the parallel axis of `source`, and whether it runs backwards."""
     cosines = np.array(target.direction).T @ np.array(source.direction)
     columns = [int(c) for c in np.abs(cosines).argmax(axis=1)]
     along = cosines[range(3), columns]
-    if sorted(columns) != [0, 1, 2] or np.abs(cosines[range(3), columns]).min() < 1 - 1e-3:
+    if sorted(columns) != [0, 1, 2] or np.abs(along).min() < 1 - 1e-3:
         raise GeometryError("the axes of two grids are not parallel", hint="resample onto the other grid instead")
     return columns, [bool(cosine < 0) for cosine in along]
 
