@@ -3,18 +3,18 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import medseg
 from medseg.errors import BudgetError, PlanError
 from medseg.io.records import record_sha256
 from medseg.planning import decisions, presets
 from medseg.planning.decisions import Decision, SpacingMm
-from medseg.planning.fit import GIB, Estimate, Fit, Fitted, SecondsOf, Shortage, fit_memory, fit_time
+from medseg.planning.fit import GIB, Estimate, Fit, Fitted, SecondsOf, Shortage, Total, fit_memory, fit_time
 from medseg.planning.presets import PRESETS, Preset
 from medseg.types.fingerprint import Fingerprint
 from medseg.types.geometry import Geometry, Size3, Vec3
-from medseg.types.plan import Budget, Inference, LossTerm, Origin, Plan, Preprocess, Step, Training
+from medseg.types.plan import Budget, Inference, LossTerm, Network, Origin, Plan, Preprocess, Step, Training
 
 PredictionBytes = Callable[[Plan, Geometry], int]
 Config = Literal["2d", "3d_fullres", "3d_lowres"]
@@ -38,22 +38,30 @@ def make_plans(
     family = _family(fingerprint, preset)
     if budget.hours is not None and seconds_of is None:
         raise BudgetError("hours need a measured step", where="hours", hint="give seconds_of, or leave hours out")
-    if estimate is None:
-        from medseg.planning.memory import estimate_step as estimate  # imports torch
-    if prediction_bytes is None:
-        from medseg.planning.memory import estimate_prediction as prediction_bytes
-    fitted, failed = _fit_all(fingerprint, budget, family, seconds_of, estimate)
+    fitted, failed = _fit_all(fingerprint, budget, family, seconds_of, estimate or _estimate_step)
     plans: list[Plan] = []
     for config, (fit, found) in fitted.items():
         plan = _assemble(fingerprint, budget, preset, config=config, fit=fit, found=found, lowres="3d_lowres" in fitted)
         try:
-            plans.append(_within_ram(plan, fingerprint, prediction_bytes))
+            plans.append(_within_ram(plan, fingerprint, prediction_bytes or _estimate_prediction))
         except Shortage as error:
             failed[config] = error
     if not plans:
         raise _cheapest(failed)
     left_out = {f"left_out.{config}": f"{error.what}; {error.hint}" for config, error in failed.items()}
     return tuple(replace(plan, reasons={**plan.reasons, **left_out}) for plan in plans)
+
+
+def _estimate_step(network: Network, **what: Any) -> Total:
+    from medseg.planning.memory import estimate_step  # imports torch
+
+    return estimate_step(network, **what)
+
+
+def _estimate_prediction(plan: Plan, scan: Geometry) -> int:
+    from medseg.planning.memory import estimate_prediction
+
+    return estimate_prediction(plan, scan)
 
 
 def _family(fingerprint: Fingerprint, preset: str) -> Preset:

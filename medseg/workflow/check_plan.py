@@ -1,0 +1,77 @@
+"""Refuse a plan that cannot run, before anything is read or trained."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import PlanError
+from medseg.io.records import read_record
+from medseg.plugins import code_ref, resolve
+from medseg.types.plan import LossTerm, Network, Plan, Step
+
+Table = Mapping[str, Callable[..., Any]]
+
+
+def load_plan(path: str | Path) -> Plan:
+    """A plan file, read strictly and checked.
+
+    Raises PlanError that names file and field for unknown fields, wrong types and steps that do not resolve.
+    """
+    plan = read_record(Path(path), Plan)
+    try:
+        check_plan(plan)
+    except PlanError as error:
+        raise PlanError(error.what, where=f"{path}: {error.where}", hint=error.hint) from error
+    return plan
+
+
+def check_plan(plan: Plan) -> tuple[str, ...]:
+    """Every step resolves and its options fit; the modules of foreign code it names ("module:function").
+
+    Raises PlanError naming the field.
+    """
+    refs = []
+    for where, step, table in _steps(plan):
+        resolve(step.use, table, step.options, where=where)
+        refs.append(code_ref(step.use))
+    _check_names(plan)
+    return tuple(dict.fromkeys(ref for ref in refs if ref is not None))
+
+
+def _steps(plan: Plan) -> Iterator[tuple[str, Step | Network | LossTerm, Table]]:
+    from medseg.augment.chain import AUGMENT
+    from medseg.losses.build import LOSSES
+    from medseg.networks.build import BACKBONES, HEADS
+    from medseg.postprocess.chain import CLEAN
+    from medseg.preprocess.intensity import INTENSITY
+    from medseg.training.optim import OPTIMIZERS, SCHEDULES
+
+    yield "network", plan.network, BACKBONES
+    yield "training.optimizer", plan.training.optimizer, OPTIMIZERS
+    yield "training.schedule", plan.training.schedule, SCHEDULES
+    lists: tuple[tuple[str, tuple[Step | LossTerm, ...], Table], ...] = (
+        ("preprocess.intensity", plan.preprocess.intensity, INTENSITY),
+        ("network.heads", plan.network.heads, HEADS),
+        ("training.losses", plan.training.losses, LOSSES),
+        ("training.augment", plan.training.augment, AUGMENT),
+        ("postprocess", plan.postprocess, CLEAN),
+    )
+    for where, steps, table in lists:
+        for index, step in enumerate(steps):
+            yield f"{where}[{index}]", step, table
+
+
+def _check_names(plan: Plan) -> None:
+    """What resolving cannot see: axes and class names of this plan."""
+    first = 3 - plan.network.topology.ndim
+    bad = [axis for axis in plan.inference.mirror_axes if not first <= axis <= 2]
+    if bad:
+        hint = f"z, y, x = 0, 1, 2; this network has {list(range(first, 3))}"
+        raise PlanError(f"cannot mirror axes {bad}", where="inference.mirror_axes", hint=hint)
+    for index, step in enumerate(plan.postprocess):
+        names = step.options.get("names", [])
+        unknown = sorted({str(name) for name in names} - set(plan.labels.names())) if isinstance(names, list) else []
+        if unknown:
+            where = f"postprocess[{index}].options.names"
+            known = ", ".join(plan.labels.names())
+            raise PlanError(f"no label is called {', '.join(unknown)}", where=where, hint=f"labels are {known}")
