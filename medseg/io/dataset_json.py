@@ -16,7 +16,7 @@ _SEE = "see the nnU-Net v2 or the Decathlon description of dataset.json"
 
 @dataclass(frozen=True)
 class Header:
-    """The checked content of `dataset.json`; `listed` maps case ids to image names and a label name, if any are listed."""
+    """The checked content of `dataset.json`; `listed` maps case ids to image names and a label name, if it has any."""
 
     name: str
     channels: tuple[str, ...]

@@ -1,5 +1,6 @@
 """Cases to predict among files and folders of any shape."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -7,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medseg.errors import MedsegError
-from medseg.io.dataset_json import plain_stem
-from medseg.io.dicom_series import Series, find_series
-from medseg.io.images import is_image
+from medseg.io.dicom_series import find_series
+from medseg.io.images import image_stem, is_dicom, is_image
 from medseg.types.dataset import Case
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -38,8 +38,8 @@ def find_cases(inputs: Sequence[Path], channels: tuple[str, ...]) -> tuple[tuple
             found = _in_folder(path, refused)
         elif not path.exists():
             found, refused[path] = [], "no such file or folder"
-        elif _is_dicom(path) or is_image(path):
-            found = [_Scan(path, plain_stem(path.name), path.parent)]
+        elif is_dicom(path) or is_image(path):
+            found = [_Scan(path, image_stem(path), path.parent)]
         else:
             found, refused[path] = [], "no image file"
         scans.update({scan.path.absolute(): scan for scan in found})
@@ -55,10 +55,10 @@ def _in_folder(folder: Path, refused: dict[Path, str]) -> list[_Scan]:
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
-        if path.name == "DICOMDIR" or _is_dicom(path):
+        if path.name == "DICOMDIR" or is_dicom(path):
             has_dicom = True
         elif is_image(path):
-            scans.append(_Scan(path, plain_stem(path.name), path.parent))
+            scans.append(_Scan(path, image_stem(path), path.parent))
         elif not path.with_suffix(".mhd").is_file():
             refused[path] = "no image file"
     if has_dicom:
@@ -67,40 +67,24 @@ def _in_folder(folder: Path, refused: dict[Path, str]) -> list[_Scan]:
 
 
 def _series_below(folder: Path, refused: dict[Path, str]) -> list[_Scan]:
-    """One scan per DICOM series: its folder, or its first file where one folder holds several series."""
+    """One scan per DICOM series: the folder that holds it and no other series, or its only file."""
     try:
         series, wrong = find_series(folder)
     except MedsegError as problem:
         refused[folder] = str(problem)
         return []
     refused.update({path: reason for path, reason in wrong.items() if path.name != "DICOMDIR"})
-    homes = Counter(home for one in series for home in {file.parent for file in one.files})
     scans = []
-    number: Counter[Path] = Counter()
-    for one in sorted(series, key=_first):
-        home = _first(one).parent
-        name = home.resolve().name
-        alone = homes[home] == 1 and {file.parent for file in one.files} == {home}
-        number[home] += 1
-        if alone:
-            scans.append(_Scan(home, name, home.parent))
+    for one in series:
+        home = Path(os.path.commonpath([file.parent for file in one.files]))
+        others = [file for other in series if other is not one for file in other.files]
+        if not any(file.is_relative_to(home) for file in others):
+            scans.append(_Scan(home, home.resolve().name, home.parent))
+        elif len(one.files) == 1:
+            scans.append(_Scan(one.files[0], image_stem(one.files[0]), one.files[0].parent))
         else:
-            scans.append(_Scan(_first(one), f"{name}-{number[home]}", home))
+            refused[one.files[0]] = "its folder holds several series; put the files of each into a folder of its own"
     return scans
-
-
-def _first(series: Series) -> Path:
-    return min(series.files)
-
-
-def _is_dicom(path: Path) -> bool:
-    if path.suffix.lower() in {".dcm", ".dicom"}:
-        return True
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
 
 
 def _group(scans: list[_Scan], channels: tuple[str, ...], refused: dict[Path, str]) -> list[tuple[_Scan, list[Path]]]:

@@ -84,7 +84,6 @@ def measure_case(case_id: str, image: Image, labels: LabelMap, *, flat: bool = F
     code = STORED if flat else "LPS"
     array, geometry = reorient(image.array, image.geometry, code)
     target, _ = reorient(labels.array, image.geometry, code)
-    array, doubtful = _finite(array)
     mask = target > 0
     if labels.labels.ignore is not None:
         mask &= target != labels.labels.ignore
@@ -100,7 +99,7 @@ def measure_case(case_id: str, image: Image, labels: LabelMap, *, flat: bool = F
         stored_orientation=orientation_code(image.geometry),
         intensity=tuple(intensity_stats(channel) for channel in seen),
         class_voxels=tuple(sum(counts.get(value, 0) for value in values) for values in classes),
-        warnings=tuple(dict.fromkeys((*image.warnings, *labels.warnings, *doubtful))),
+        warnings=tuple(dict.fromkeys((*image.warnings, *labels.warnings))),
     )
     boxes = (1 if flat else ATLAS, ATLAS, ATLAS)
     grey = np.mean([standardised(pooled(channel, boxes)) for channel in array], axis=0)
@@ -180,18 +179,6 @@ def _turned(case: CaseFingerprint, order: Size3) -> CaseFingerprint:
 def _turn(values: tuple[T, T, T], order: Size3) -> tuple[T, T, T]:
     a, b, c = order
     return values[a], values[b], values[c]
-
-
-def _finite(
-    array: Shaped[np.ndarray, "c z y x"],
-) -> tuple[Shaped[np.ndarray, "c z y x"], tuple[str, ...]]:
-    if not np.issubdtype(array.dtype, np.floating):
-        return array, ()
-    bad = ~np.isfinite(array)
-    count = int(np.count_nonzero(bad))
-    if not count:
-        return array, ()
-    return np.where(bad, array.dtype.type(0), array), (f"{count} voxels are NaN or infinite; measured as 0",)
 
 
 def _counts(labels: Shaped[np.ndarray, "z y x"]) -> dict[int, int]:
