@@ -45,9 +45,7 @@ def axis_positions(source: Geometry, target: Geometry) -> Positions:
     middle = (np.array(target.shape) - 1) / 2
     steps = to_index[:3, :3] @ np.diag(middle)
     start = to_index[:3, 3] + steps.sum(axis=1) - np.diag(steps)
-    z, y, x = (
-        np.round(start[a] + to_index[a, a] * np.arange(target.shape[a]), 7) + 0.0 for a in range(3)
-    )
+    z, y, x = (np.round(start[a] + to_index[a, a] * np.arange(target.shape[a]), 7) + 0.0 for a in range(3))
     return z, y, x
 
 

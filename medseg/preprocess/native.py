@@ -82,14 +82,13 @@ def native_labels(slabs: Iterable[Slab], prepared: Geometry, native: Geometry, l
         scores_low, scores_high = _at_nodes(low, mixed), _at_nodes(high, mixed)
         for row in rows:
             blend = _blend(scores_low, scores_high, float(z.fraction[row]))
-            certain[mixed.y, mixed.x] = decide(np.ascontiguousarray((mixed.weights @ blend).T))
+            between = mixed.weights @ np.ascontiguousarray(blend.T)
+            certain[mixed.y, mixed.x] = decide(np.ascontiguousarray(between.T))
             inner[row] = values[certain]
     return LabelMap(result, native, labels)
 
 
-def native_probabilities(
-    slabs: Iterable[Slab], prepared: Geometry, native: Geometry, labels: Labels
-) -> Probabilities:
+def native_probabilities(slabs: Iterable[Slab], prepared: Geometry, native: Geometry, labels: Labels) -> Probabilities:
     """Probabilities on the grid `native`: softmax (regions: sigmoid) of the linearly interpolated scores.
 
     Same slabs, grids and errors as `native_labels`. Beyond the box of `prepared` background is 1 (regions: all 0).
@@ -169,7 +168,7 @@ def _first_largest(scores: Float32[np.ndarray, "k *s"]) -> Shaped[np.ndarray, "*
     index = np.zeros(scores.shape[1:], np.uint8 if len(scores) < 257 else np.uint16)
     largest = scores[0].copy()
     for k in range(1, len(scores)):
-        np.copyto(index, k, where=scores[k] > largest)
+        np.maximum(index, (scores[k] > largest) * index.dtype.type(k), out=index)
         np.maximum(largest, scores[k], out=largest)
     return index
 
@@ -178,7 +177,7 @@ def _last_positive(scores: Float32[np.ndarray, "k *s"]) -> Shaped[np.ndarray, "*
     """1 + index of the last score > 0, or 0."""
     index = np.zeros(scores.shape[1:], np.uint8 if len(scores) < 256 else np.uint16)
     for k, score in enumerate(scores):
-        np.copyto(index, k + 1, where=score > 0)
+        np.maximum(index, (score > 0) * index.dtype.type(k + 1), out=index)
     return index
 
 
@@ -200,10 +199,10 @@ def _find_mixed(cells: Shaped[np.ndarray, "y x"], y: _Axis, x: _Axis) -> _Mixed:
     return _Mixed(rows, columns, nodes, matrix)
 
 
-def _at_nodes(plane: Plane, mixed: _Mixed) -> Float32[np.ndarray, "n k"]:
-    out = np.empty((len(mixed.nodes), len(plane)), np.float32)
-    for k, scores in enumerate(plane):
-        out[:, k] = scores.ravel()[mixed.nodes]
+def _at_nodes(plane: Plane, mixed: _Mixed) -> Float32[np.ndarray, "k n"]:
+    out = np.empty((len(plane), len(mixed.nodes)), np.float32)
+    for scores, row in zip(plane, out, strict=True):
+        scores.ravel().take(mixed.nodes, out=row, mode="clip")
     return out
 
 

@@ -1,0 +1,146 @@
+"""Scanner units to network units, one rule per channel; each may work in place on its float32 array."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from jaxtyping import Bool, Float32, Shaped
+from scipy import ndimage
+from scipy.spatial import ConvexHull, QhullError
+
+from medseg.errors import PlanError
+
+Volume = Float32[np.ndarray, "z y x"]
+Normalise = Callable[..., Volume]
+_SMALLEST_STD = 1e-8
+
+
+def z_score(array: Volume, *, nonzero: bool = False) -> Volume:
+    """Zero mean and unit variance per scan, for MR; `nonzero`: of the nonzero voxels only, the others stay 0."""
+    return _standardise(array, array != 0 if nonzero else None)
+
+
+def clip_z_score(array: Volume, *, low: float, high: float, mean: float, std: float) -> Volume:
+    """Clip to [low, high], then subtract `mean` and divide by `std` of the data set; for CT in HU (Isensee 2021)."""
+    if not low < high or std < 0:
+        raise PlanError(f"low {low}, high {high}, std {std}", where="preprocess.intensity", hint="low < high, std >= 0")
+    np.clip(array, low, high, out=array)
+    array -= np.float32(mean)
+    array /= np.float32(max(std, _SMALLEST_STD))
+    return array
+
+
+def anchor_scale(array: Volume, *, low: float = 1.0, high: float = 90.0, limit: float = 5.0) -> Volume:
+    """Map two anchors of each scan to -1 and 1 and clip to +-`limit`; for CBCT, whose grey values are not HU.
+
+    The anchors are the percentiles `low` (air, or the darkest tissue) and `high` (dense tissue) of all voxels above the
+    smallest value, which is padding outside the field of view. They follow any gain and offset of the scanner. Metal
+    is far above both: a fraction f of metal voxels only moves a percentile p to p (1 - f), where grey values are
+    dense, however bright the metal is; mean, standard deviation or a percentile near 100 would follow the metal.
+
+    >>> scan = np.linspace(0, 10, 1001, dtype=np.float32).reshape(1, 1, 1001)
+    >>> bool(np.allclose(anchor_scale(3 * scan + 7), anchor_scale(scan.copy()), atol=1e-5))
+    True
+    """
+    if not 0 <= low < high <= 100 or limit <= 0:
+        raise PlanError(
+            f"percentiles {low} to {high}, limit {limit}", where="preprocess.intensity", hint="0 <= low < high <= 100"
+        )
+    voxels = array[array > array.min()]
+    if voxels.size == 0:
+        array[:] = 0
+        return array
+    first, second = (float(v) for v in np.percentile(voxels, [low, high], overwrite_input=True))
+    half = max((second - first) / 2, abs(first) * 1e-7, 1e-30)
+    array -= np.float32((first + second) / 2)
+    array /= np.float32(half)
+    return np.clip(array, -limit, limit, out=array)
+
+
+def fan_z_score(array: Volume) -> Volume:
+    """Zero mean and unit variance inside the ultrasound fan, 0 outside, so that black borders and text count nowhere."""
+    return _standardise(array, fan_mask(array))
+
+
+def rescale(array: Volume, *, low: float = 0.0, high: float = 255.0) -> Volume:
+    """Map low to 0 and high to 1, clipped; for RGB and grey images of a fixed range."""
+    if not low < high:
+        raise PlanError(f"low {low} is not below high {high}", where="preprocess.intensity", hint="swap them")
+    array -= np.float32(low)
+    array /= np.float32(high - low)
+    return np.clip(array, 0, 1, out=array)
+
+
+def none(array: Volume) -> Volume:
+    """Leave grey values as they are."""
+    return array
+
+
+INTENSITY: Mapping[str, Normalise] = {
+    "anchor_scale": anchor_scale,
+    "clip_z_score": clip_z_score,
+    "fan_z_score": fan_z_score,
+    "none": none,
+    "rescale": rescale,
+    "z_score": z_score,
+}
+
+
+def fan_mask(array: Shaped[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
+    """The insonified area of each plane: the convex hull of its largest region that is not dark.
+
+    Dark is within 4 % of the range from the smallest value to the 99.5th percentile. Thin lines and text beside the
+    fan are cut off, dark vessels and shadows inside it are filled. A plane without any such region is all inside.
+    """
+    mask = np.ones(array.shape, bool)
+    low = float(array.min())
+    dark = low + 0.04 * (float(np.percentile(array, 99.5)) - low)
+    for plane, out in zip(array, mask, strict=True):
+        out[:] = _hull(_largest_region(plane > dark))
+    return mask
+
+
+def _largest_region(bright: Bool[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
+    pad = 4
+    solid = ndimage.binary_closing(np.pad(bright, pad), np.ones((5, 5), bool))
+    solid = ndimage.binary_opening(solid, np.ones((5, 5), bool))[pad:-pad, pad:-pad]
+    regions, count = ndimage.label(solid, np.ones((3, 3)))
+    if count == 0:
+        return np.ones_like(bright)
+    largest: np.ndarray = regions == 1 + np.bincount(regions.ravel())[1:].argmax()
+    return largest
+
+
+def _hull(region: Bool[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
+    rows = np.flatnonzero(region.any(axis=1))
+    first = region[rows].argmax(axis=1)
+    last = region.shape[1] - 1 - region[rows, ::-1].argmax(axis=1)
+    points = np.concatenate([np.stack([rows, first], axis=1), np.stack([rows, last], axis=1)])
+    try:
+        edges = ConvexHull(points).equations
+    except QhullError:  # all points on one line
+        return region
+    y, x = np.indices(region.shape)
+    inside = np.ones(region.shape, bool)
+    for normal_y, normal_x, offset in edges:
+        inside &= normal_y * y + normal_x * x + offset <= 1e-6
+    return inside
+
+
+def _standardise(array: Volume, mask: Bool[np.ndarray, "z y x"] | None) -> Volume:
+    count = array.size if mask is None else int(np.count_nonzero(mask))
+    if count == 0:
+        array[:] = 0
+        return array
+    mean = _power_sum(array, mask, 0.0, 1) / count
+    std = (_power_sum(array, mask, mean, 2) / count) ** 0.5
+    array -= np.float32(mean)
+    array /= np.float32(max(std, _SMALLEST_STD))
+    if mask is not None:
+        array *= mask
+    return array
+
+
+def _power_sum(array: Volume, mask: Bool[np.ndarray, "z y x"] | None, centre: float, power: int) -> float:
+    """Sum of (voxel - centre) ** power inside the mask in float64, a plane at a time."""
+    planes = (plane if mask is None else plane[mask[z]] for z, plane in enumerate(array))
+    return float(sum(((plane.astype(np.float64) - centre) ** power).sum() for plane in planes))
