@@ -1,0 +1,285 @@
+"""Read scans and label maps of any format, and write label maps and probabilities."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped
+
+from medseg.errors import DicomError, GeometryError, ImageError, MedsegError
+from medseg.io.itk import read_itk, write_itk
+from medseg.io.nifti import read_nifti, write_nifti
+from medseg.io.raster import read_raster, write_raster
+from medseg.types.geometry import Geometry
+from medseg.types.image import Image, LabelMap, Probabilities
+from medseg.types.labels import Labels
+
+_NIFTI = (".nii.gz", ".nii")
+_ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
+_RASTER = (".png", ".tif", ".tiff", ".bmp")
+SUFFIXES = (*_NIFTI, *_ITK, *_RASTER)
+_DICOM = (".dcm", ".dicom", ".ima")
+_LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # Rec. ITU-R BT.601
+
+
+def is_image(path: Path) -> bool:
+    """Whether the suffix is one of SUFFIXES, in any case; DICOM files are asked for with `is_dicom`.
+
+    >>> is_image(Path("scan.NII.GZ")), is_image(Path("notes.txt"))
+    (True, False)
+    """
+    return bool(_suffix(path))
+
+
+def image_stem(path: Path) -> str:
+    """File name without its image suffix.
+
+    >>> image_stem(Path("a/case.01.nii.gz"))
+    'case.01'
+    """
+    suffix = _suffix(path)
+    return path.name[: -len(suffix)] if suffix else path.stem
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file has a DICOM suffix or a DICOM preamble."""
+    if path.suffix.lower() in _DICOM:
+        return True
+    if is_image(path) or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def read_image(paths: Sequence[Path], *, channels: tuple[str, ...] = ()) -> Image:
+    """Read one scan: one path per channel, or one path that holds all channels.
+
+    A path is a file of SUFFIXES, a folder that holds one DICOM series, or a DICOM file, which stands for its series
+    in the same folder. Array (c, z, y, x) in scanner
+    units, integer where the file is, else float32. Channels must share one grid: corner voxels up to 0.001 mm apart
+    are equal, up to max(0.01 mm, 1 % of the smallest voxel side) they are taken as the first channel's with a
+    warning. A colour file where one channel is asked becomes grey: exactly if its channels are equal, else by
+    luminance with a warning. `channels` names the channels and fixes their number.
+
+    Raises ImageError for files that cannot be read, hold NaN or infinite voxels, or another number of channels;
+    GeometryError for grids that are invalid or differ; DicomError for series that are no regular volume.
+    """
+    if not paths:
+        raise ImageError("no file given", hint="give one path per channel")
+    if channels and len(paths) not in (1, len(channels)):
+        raise ImageError(
+            f"{len(paths)} files for channels {', '.join(channels)}", where=paths[0], hint="give one file per channel"
+        )
+    expected = 1 if len(paths) > 1 else len(channels)
+    parts = [_with_channels(_read_path(path), expected, path) for path in paths]
+    warnings = list(parts[0].warnings)
+    for path, part in zip(paths[1:], parts[1:], strict=True):
+        notes = (*part.warnings, *check_same_grid(parts[0].geometry, part.geometry, where=path))
+        warnings += [f"{path.name}: {note}" for note in notes]
+    arrays = [part.array for part in parts]
+    source = parts[0].source
+    if source is not None and len(parts) > 1:
+        source = replace(source, files=tuple(file for part in parts if part.source for file in part.source.files))
+    array = arrays[0] if len(arrays) == 1 else _stack(arrays)
+    names = channels or tuple(str(i) for i in range(len(array)))
+    return Image(array, parts[0].geometry, names, source, tuple(warnings))
+
+
+def check_same_grid(reference: Geometry, other: Geometry, *, where: object = "") -> tuple[str, ...]:
+    """Warnings (none if equal) about `other` being taken as `reference`; tolerances as in `read_image`.
+
+    Raises GeometryError, with the size of the difference, if the grids are not the same.
+    """
+    if reference.shape != other.shape:
+        raise GeometryError(
+            f"shape {other.shape} differs from {reference.shape}, both (z, y, x)",
+            where=where,
+            hint="resample it onto the grid of the first image",
+        )
+    if reference.unit != other.unit:
+        return ("one of two files states no spacing; the other's grid is used",)
+    if reference.same_grid(other):
+        return ()
+    apart = reference.corner_distance_mm(other)
+    if apart > max(1e-2, 0.01 * min(reference.spacing_mm)):
+        raise GeometryError(
+            f"its grid lies up to {apart:.3g} mm away from that of the first image",
+            where=where,
+            hint="resample it, or copy the header if only the header is wrong",
+        )
+    return (f"its grid lies {apart:.2g} mm away and is taken as equal",)
+
+
+def read_labels(path: Path, labels: Labels) -> LabelMap:
+    """Read a label map, uint8 or uint16 (z, y, x), values as stored (float files must hold whole numbers).
+
+    Raises ImageError, naming the values, where a voxel is neither background, nor a class, nor the ignore value.
+    """
+    image = _read_path(path, stored_values=True)
+    array = image.array
+    if len(array) == 3 and _same_channels(array):
+        array = array[:1]
+    if len(array) != 1:
+        raise ImageError(f"has {len(array)} channels", where=path, hint="a label map holds one number per voxel")
+    allowed = labels.known() | {0} | ({labels.ignore} if labels.ignore is not None else set())
+    grid = _whole_numbers(array[0], max(allowed), path)
+    unknown = sorted(set(_values(grid)) - allowed)
+    if unknown:
+        raise ImageError(
+            f"holds values {_some(unknown)} that are no class", where=path, hint=f"known values are {sorted(allowed)}"
+        )
+    return LabelMap(grid, image.geometry, labels, image.warnings)
+
+
+def write_labels(labels: LabelMap, path: Path) -> None:
+    """Write a label map, whole or not at all: .nii, .nii.gz, .mha, .nrrd, and for one slice .png, .tif.
+
+    Raises ImageError for other suffixes, several slices in a flat format, and values beyond 65535.
+    """
+    array = labels.array
+    if array.shape != labels.geometry.shape:
+        raise ImageError(f"array {array.shape} is not of shape {labels.geometry.shape}", where=path)
+    top = int(array.max())
+    if int(array.min()) < 0 or top > np.iinfo(np.uint16).max:
+        raise ImageError(f"holds value {top}", where=path, hint="label values are 0 to 65535")
+    array = array.astype(np.uint8 if top < 256 else np.uint16, copy=False)
+    suffix = _suffix(path)
+    if suffix in _NIFTI:
+        write_nifti(array, labels.geometry, path)
+    elif suffix in (".mha", ".nrrd"):
+        write_itk(array, labels.geometry, path)
+    elif suffix in (".png", ".tif", ".tiff"):
+        write_raster(array, labels.geometry, path)
+    else:
+        raise ImageError("no label map format", where=path, hint="use .nii.gz, .mha, .nrrd, .png or .tif")
+
+
+def write_scores(probabilities: Probabilities, path: Path) -> None:
+    """Write float32 probabilities: 4D .nii or .nii.gz, or vectors in .mha or .nrrd; raises ImageError for others."""
+    array = probabilities.array.astype(np.float32, copy=False)
+    if _suffix(path) in _NIFTI:
+        write_nifti(array, probabilities.geometry, path)
+    elif _suffix(path) in (".mha", ".nrrd"):
+        write_itk(array, probabilities.geometry, path)
+    else:
+        raise ImageError("no format for probabilities", where=path, hint="use .nii.gz, .mha or .nrrd")
+
+
+def _suffix(path: Path) -> str:
+    name = path.name.lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+
+
+def _read_path(path: Path, *, stored_values: bool = False) -> Image:
+    try:
+        image = _decode(path, stored_values)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ImageError(f"cannot be opened ({reason})", where=path, hint="check the path") from error
+    except MedsegError as error:
+        if error.where:
+            raise
+        raise type(error)(error.what, where=path, hint=error.hint) from error
+    if image.array.dtype.kind == "f":
+        bad = image.array.size - int(np.count_nonzero(np.isfinite(image.array)))
+        if bad:
+            raise ImageError(f"{bad} voxels are NaN or infinite", where=path, hint="replace them in the file")
+    return image
+
+
+def _decode(path: Path, stored_values: bool) -> Image:
+    suffix = _suffix(path)
+    if path.is_dir():
+        return _read_dicom(path)
+    if suffix in _NIFTI:
+        return read_nifti(path)
+    if suffix in _ITK:
+        return read_itk(path)
+    if suffix in _RASTER:
+        return read_raster(path, stored_values=stored_values)
+    if not path.exists():
+        raise ImageError("does not exist", where=path, hint="check the path")
+    if is_dicom(path):
+        return _read_dicom(path)
+    raise ImageError("is no known image format", where=path, hint=f"use DICOM or one of {', '.join(SUFFIXES)}")
+
+
+def _read_dicom(path: Path) -> Image:
+    """The one series in a folder, or the series in its folder that a file belongs to."""
+    from medseg.io.dicom_series import find_series, group_files, read_series
+
+    if path.is_dir():
+        found, refused = find_series(path)
+    else:
+        found, refused = group_files(sorted(file for file in path.parent.iterdir() if file.is_file()))
+        found = tuple(series for series in found if path in series.files)
+        refused = {file: reason for file, reason in refused.items() if file == path}
+    reasons = "; ".join(sorted(set(refused.values()))[:3])
+    if len(found) > 1:
+        listed = "; ".join(series.summary for series in found)
+        raise DicomError(f"holds {len(found)} series: {listed}", where=path, hint="give the folder of one series")
+    if not found:
+        reasons = reasons or "no files"
+        raise DicomError(f"holds no readable DICOM series ({reasons})", where=path, hint="give a folder of slices")
+    image = read_series(found[0])
+    notes = [f"{len(refused)} other files were left out ({reasons})"] if refused else []
+    if path.is_file() and len(found[0].files) > 1:
+        notes.append(f"read with the {len(found[0].files) - 1} other files of its series")
+    return replace(image, warnings=(*image.warnings, *notes))
+
+
+def _with_channels(image: Image, expected: int, path: Path) -> Image:
+    """The image with `expected` channels (0 = as it is)."""
+    count = len(image.array)
+    if expected in (0, count):
+        return image
+    flat = image.source is not None and image.source.format in ("png", "tif", "bmp", "dicom")
+    if expected == 1 and count == 3 and flat:
+        if _same_channels(image.array):
+            return replace(image, array=image.array[:1], channels=image.channels[:1])
+        grey = np.tensordot(_LUMINANCE, image.array.astype(np.float32), axes=1)[np.newaxis]
+        if image.array.dtype.kind in "iu":
+            grey = np.rint(grey).astype(image.array.dtype)
+        warnings = (*image.warnings, "colours are converted to grey by luminance")
+        return replace(image, array=grey, channels=image.channels[:1], warnings=warnings)
+    raise ImageError(
+        f"has {count} channels where {expected} are expected", where=path, hint="give one file per channel"
+    )
+
+
+def _same_channels(array: Shaped[np.ndarray, "c z y x"]) -> bool:
+    return all(np.array_equal(array[0], other) for other in array[1:])
+
+
+def _stack(arrays: Sequence[Shaped[np.ndarray, "1 z y x"]]) -> Shaped[np.ndarray, "c z y x"]:
+    dtype = np.result_type(*arrays)
+    return np.concatenate(arrays, dtype=np.float32 if dtype == np.float64 else dtype, casting="same_kind")
+
+
+def _whole_numbers(grid: Shaped[np.ndarray, "z y x"], top: int, path: Path) -> Shaped[np.ndarray, "z y x"]:
+    """The same values as the smallest unsigned type that holds them and `top`."""
+    if grid.dtype.kind == "f":
+        for plane in grid:
+            odd = plane[np.abs(plane - np.rint(plane)) > 1e-3]
+            if odd.size:
+                fractions = _some(np.unique(odd).tolist())
+                raise ImageError(f"holds fractions {fractions}", where=path, hint="a label map holds whole numbers")
+        grid = np.rint(grid)
+    low, high = int(grid.min()), int(grid.max())
+    if low < 0 or high > np.iinfo(np.uint16).max:
+        raise ImageError(f"holds values from {low} to {high}", where=path, hint="label values are 0 to 65535")
+    return grid.astype(np.uint8 if max(top, high) < 256 else np.uint16, copy=False)
+
+
+def _values(grid: Shaped[np.ndarray, "z y x"]) -> list[int]:
+    """Every value that occurs, plane by plane, so that no large temporary is made."""
+    counts = np.zeros(int(grid.max()) + 1, dtype=np.int64)
+    for plane in grid:
+        counts += np.bincount(plane.ravel(), minlength=len(counts))
+    return [int(value) for value in np.flatnonzero(counts)]
+
+
+def _some(values: Sequence[float]) -> str:
+    shown = ", ".join(f"{value:g}" for value in values[:10])
+    return shown if len(values) <= 10 else f"{shown} ... ({len(values)} in all)"
