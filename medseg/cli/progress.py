@@ -1,0 +1,83 @@
+"""Progress and log lines: bars on a terminal, now and then a plain line elsewhere; always on stderr."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as TimeLeftColumn
+
+from medseg.types.progress import Progress as Step
+from medseg.types.progress import Report
+
+_LOG = logging.getLogger("medseg")
+_EVERY_S = 20.0
+
+
+@contextmanager
+def shown_progress() -> Iterator[Report]:
+    """A report callback that draws one bar per stage, or logs where stderr is no terminal."""
+    console = Console(stderr=True)
+    with _logging_to(console):
+        if not console.is_terminal:
+            yield _log_lines()
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeLeftColumn(),
+            TextColumn("{task.fields[values]}"),
+        )
+        with Progress(*columns, console=console) as bars:
+            yield _draw_bars(bars)
+
+
+@contextmanager
+def _logging_to(console: Console) -> Iterator[None]:
+    """Send the library's log records to stderr while a command runs, above the bars where there are any."""
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = _LOG.level
+    _LOG.addHandler(handler)
+    _LOG.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        _LOG.removeHandler(handler)
+        _LOG.setLevel(level)
+
+
+def _draw_bars(bars: Progress) -> Report:
+    tasks: dict[str, TaskID] = {}
+
+    def report(step: Step) -> None:
+        if step.stage not in tasks:
+            tasks[step.stage] = bars.add_task(step.stage, total=step.total, values="")
+        bars.update(tasks[step.stage], completed=step.done, total=step.total, values=_values(step))
+
+    return report
+
+
+def _log_lines() -> Report:
+    last: dict[str, float] = {}
+
+    def report(step: Step) -> None:
+        now = time.monotonic()
+        if step.done < step.total and now - last.setdefault(step.stage, now) < _EVERY_S:
+            return
+        last[step.stage] = now
+        _LOG.info("%s", f"{step.stage} {step.done}/{step.total} {_values(step)}".rstrip())
+
+    return report
+
+
+def _values(step: Step) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in step.values.items())

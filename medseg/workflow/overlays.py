@@ -1,0 +1,192 @@
+"""Pictures of a scan with label maps on it, in patient orientation."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+from jaxtyping import Bool, Float32, Shaped, UInt8
+from PIL import Image as Pillow
+from PIL import ImageDraw
+
+from medseg.errors import GeometryError
+from medseg.types.geometry import Geometry
+from medseg.types.image import Image, LabelMap
+from medseg.types.labels import Label, Labels
+
+_COLOURS = (
+    "#e6550d",
+    "#1f9ed1",
+    "#31a354",
+    "#d6409f",
+    "#e8c000",
+    "#8c6bb1",
+    "#00b3a4",
+    "#c0392b",
+    "#7f8c8d",
+    "#5dade2",
+)
+_FILL = 0.4
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """One view of a volume in (S, P, L) order: the axis it cuts, which drawn axes are flipped, and its edge letters."""
+
+    axis: int
+    flip_rows: bool
+    letters: tuple[str, str, str, str]  # left, right, top, bottom
+
+
+_PLANES = (
+    _Plane(0, False, ("R", "L", "A", "P")),
+    _Plane(1, True, ("R", "L", "S", "I")),
+    _Plane(2, True, ("A", "P", "S", "I")),
+)
+
+
+def label_colours(labels: Labels) -> dict[str, str]:
+    """Colour of each class as "#rrggbb", the same in every picture.
+
+    >>> label_colours(Labels((Label("mandible", (1,)),)))
+    {'mandible': '#e6550d'}
+    """
+    return {item.name: _COLOURS[i % len(_COLOURS)] for i, item in enumerate(labels.items)}
+
+
+def overlay_png(
+    image: Image, prediction: LabelMap, reference: LabelMap | None = None, *, channel: int = 0, size: int = 300
+) -> bytes:
+    """A PNG of the slices that show most label: prediction filled, reference outlined, same colour per class.
+
+    3D scans show three planes in radiological convention (the patient's left is on the right side of the picture,
+    letters at the edges), 2D images one picture as stored; pixels are square in mm and the longer side of a plane
+    has `size` pixels. The grey window is the 1st to 99th percentile of the scan.
+
+    Raises GeometryError if a label map has another shape than the scan.
+    """
+    for name, labels in (("prediction", prediction), ("reference", reference)):
+        if labels is not None and labels.array.shape != image.geometry.shape:
+            raise GeometryError(
+                f"{name} has shape {labels.array.shape}, the scan {image.geometry.shape}",
+                hint="give label maps on the scan's own grid",
+            )
+    flat = image.geometry.shape[0] == 1
+    order = (0, 1, 2) if flat else _patient_axes(image.geometry)
+    grey = _turn(_window(image.array[channel]), image.geometry, order, flat)
+    spacing = tuple(image.geometry.spacing_mm[a] for a in order)
+    filled = _turn(_classes(prediction), image.geometry, order, flat)
+    outlined = None if reference is None else _turn(_classes(reference), image.geometry, order, flat)
+    planes = (_Plane(0, False, ("", "", "", "")),) if flat else _PLANES
+    pictures = [_draw(grey, filled, outlined, spacing, plane, size) for plane in planes]
+    return _png(pictures)
+
+
+def _patient_axes(geometry: Geometry) -> tuple[int, int, int]:
+    """Array axes (z, y, x indices) that run closest along S, P and L."""
+    along = np.abs(np.array(geometry.direction))[::-1, ::-1]  # rows S, P, L; columns array axes z, y, x
+    best = max(permutations(range(3)), key=lambda p: sum(along[row, column] for row, column in enumerate(p)))
+    return best[0], best[1], best[2]
+
+
+def _turn(array: Shaped[np.ndarray, "z y x"], geometry: Geometry, order: Sequence[int], flat: bool) -> np.ndarray:
+    """The array with axes (S, P, L), each rising towards that side of the patient; 2D images stay as stored."""
+    if flat:
+        return array
+    turned: np.ndarray = array.transpose(order)
+    signs = np.array(geometry.direction)[::-1, ::-1]
+    flips = tuple(i for i, axis in enumerate(order) if signs[i, axis] < 0)
+    flipped: np.ndarray = np.flip(turned, flips)
+    return flipped
+
+
+def _window(voxels: Shaped[np.ndarray, "z y x"]) -> Float32[np.ndarray, "z y x"]:
+    values = voxels.astype(np.float32)
+    low, high = np.percentile(values, (1, 99))
+    scaled: Float32[np.ndarray, "z y x"] = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
+    return scaled
+
+
+def _classes(labels: LabelMap) -> UInt8[np.ndarray, "z y x"]:
+    """Class number 1, 2, ... per voxel, later classes over earlier ones."""
+    numbers = np.zeros(labels.array.shape, np.uint8)
+    for number, item in enumerate(labels.labels.items, start=1):
+        numbers[np.isin(labels.array, _values(item))] = number
+    return numbers
+
+
+def _values(item: Label) -> list[int]:
+    return sorted({item.written, *item.values})
+
+
+def _draw(
+    grey: np.ndarray,
+    filled: np.ndarray,
+    outlined: np.ndarray | None,
+    spacing: Sequence[float],
+    plane: _Plane,
+    size: int,
+) -> Pillow.Image:
+    shown = filled if outlined is None or not outlined.any() else outlined
+    others = tuple(a for a in range(3) if a != plane.axis)
+    counts = (shown > 0).sum(axis=others)
+    index = int(counts.argmax()) if counts.any() else grey.shape[plane.axis] // 2
+    step = [spacing[a] for a in others]
+    rows, columns = (grey.shape[a] * s for a, s in zip(others, step, strict=True))
+    scale = size / max(rows, columns)
+    shape = max(1, round(columns * scale)), max(1, round(rows * scale))
+
+    def view(volume: np.ndarray, resample: Pillow.Resampling) -> np.ndarray:
+        cut = np.take(volume, index, axis=plane.axis)
+        cut = np.ascontiguousarray(np.flipud(cut) if plane.flip_rows else cut)
+        return np.asarray(Pillow.fromarray(cut).resize(shape, resample))
+
+    tone = view((grey * 255).astype(np.uint8), Pillow.Resampling.BICUBIC)
+    canvas = np.repeat(tone[..., None], 3, axis=2).astype(np.float32)
+    canvas = _paint(canvas, view(filled, Pillow.Resampling.NEAREST), outline=False)
+    if outlined is not None:
+        canvas = _paint(canvas, view(outlined, Pillow.Resampling.NEAREST), outline=True)
+    picture = Pillow.fromarray(canvas.astype(np.uint8))
+    _letters(picture, plane.letters)
+    return picture
+
+
+def _paint(canvas: np.ndarray, numbers: np.ndarray, *, outline: bool) -> np.ndarray:
+    for number in np.unique(numbers[numbers > 0]):
+        colour = np.array(Pillow.new("RGB", (1, 1), _COLOURS[(int(number) - 1) % len(_COLOURS)]).getpixel((0, 0)))
+        mask = numbers == number
+        mask, weight = (_edge(mask), 1.0) if outline else (mask, _FILL)
+        canvas[mask] = (1 - weight) * canvas[mask] + weight * colour
+    return canvas
+
+
+def _edge(mask: Bool[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
+    """The pixels of a mask whose distance to its outside is at most two pixels."""
+    inner = mask
+    for _ in range(2):
+        padded = np.pad(inner, 1)
+        inner = inner & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    edge: Bool[np.ndarray, "y x"] = mask & ~inner
+    return edge
+
+
+def _letters(picture: Pillow.Image, letters: tuple[str, str, str, str]) -> None:
+    draw = ImageDraw.Draw(picture)
+    width, height = picture.size
+    places = ((3, height // 2), (width - 9, height // 2), (width // 2, 2), (width // 2, height - 13))
+    for letter, place in zip(letters, places, strict=True):
+        draw.text(place, letter, fill="#ffffff", stroke_width=1, stroke_fill="#000000")
+
+
+def _png(pictures: Sequence[Pillow.Image]) -> bytes:
+    """The pictures side by side, 4 pixels apart."""
+    width = sum(p.width for p in pictures) + 4 * (len(pictures) - 1)
+    sheet = Pillow.new("RGB", (width, max(p.height for p in pictures)))
+    left = 0
+    for picture in pictures:
+        sheet.paste(picture, (left, 0))
+        left += picture.width + 4
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
