@@ -1,0 +1,1 @@
+"""Building blocks of networks, for 2D and 3D."""

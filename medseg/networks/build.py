@@ -1,0 +1,73 @@
+"""The tables of backbones and heads, and the one function that builds a network from a plan."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from medseg.errors import PlanError
+from medseg.networks.heads import segmentation
+from medseg.networks.unet import resenc_unet, unet
+from medseg.plugins import resolve
+from medseg.types.plan import Network
+from medseg.types.tensors import NetworkOutput
+
+BuildBackbone = Callable[..., nn.Module]
+BuildHead = Callable[..., nn.Module]
+BACKBONES: Mapping[str, BuildBackbone] = {"unet": unet, "resenc_unet": resenc_unet}
+HEADS: Mapping[str, BuildHead] = {"segmentation": segmentation}
+
+
+class HeadedNetwork(nn.Module):
+    """Backbone and head; the only module type the rest of medseg sees.
+
+    In training it returns the logits of every decoder scale, finest first; in eval mode, or without deep
+    supervision, only the finest. Weights are the same either way.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, *, deep_supervision: bool = True) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.deep_supervision = deep_supervision
+
+    def forward(self, image: Float[Tensor, "b c *s"]) -> NetworkOutput:
+        image = image.contiguous(memory_format=channels_last(image.dim() - 2))
+        features = self.backbone(image)
+        scales = features if self.training and self.deep_supervision else features[:1]
+        return NetworkOutput(self.head(scales))
+
+
+def build_network(network: Network, *, channels: int, outputs: int, deep_supervision: bool = True) -> HeadedNetwork:
+    """The network of a plan for `channels` image channels and `outputs` logits, initialised, on the CPU.
+
+    Weights are in channels-last order, in which convolutions are fastest: make them contiguous before writing
+    them to a file. Raises PlanError for unknown names and options, or a backbone without `feature_channels`.
+    """
+    build = resolve(network.use, BACKBONES, network.options, where="network.use")
+    backbone = build(network.topology, in_channels=channels)
+    features = getattr(backbone, "feature_channels", None)
+    if not features or not all(isinstance(n, int) for n in features):
+        raise PlanError(
+            f'"{network.use}" does not say how many channels its features have',
+            where="network.use",
+            hint="give the module an attribute feature_channels, a tuple of int, finest first",
+        )
+    if len(network.heads) != 1:
+        raise PlanError(f"{len(network.heads)} heads", where="network.heads", hint="give exactly one")
+    step = network.heads[0]
+    head = resolve(step.use, HEADS, step.options, where="network.heads")
+    built = HeadedNetwork(
+        backbone, head(network.topology, tuple(features), outputs=outputs), deep_supervision=deep_supervision
+    )
+    return built.to(memory_format=channels_last(network.topology.ndim))
+
+
+def channels_last(ndim: int) -> torch.memory_format:
+    """The memory order in which a voxel's channels are neighbours.
+
+    >>> channels_last(3)
+    torch.channels_last_3d
+    """
+    return torch.channels_last if ndim == 2 else torch.channels_last_3d
