@@ -1,0 +1,140 @@
+import math
+from dataclasses import replace
+
+import pytest
+from toy_fingerprints import Bytes, feature_bytes, voxel_seconds
+
+from medseg.errors import BudgetError
+from medseg.planning import presets
+from medseg.planning.fit import GIB, Fit, Shortage, first_patch, fit_memory, fit_time, patches
+from medseg.planning.presets import PRESETS
+from medseg.types.plan import LossTerm, Sampling, Step, Training
+
+TRAINING = Training((LossTerm(1.0, "dice_ce"),), Step("sgd"), Step("poly"), (), epochs=1)
+SCAN = Fit(3, PRESETS["unet"], (0.4, 0.4, 0.4), (400.0, 400.0, 300.0), 20, 1, 3, TRAINING, 8.0)
+SMALL = replace(SCAN, spacing_mm=(1.0, 1.0, 1.0), median=(36.0, 50.0, 35.0), cases=200)
+SLICE = replace(SCAN, ndim=2, median=(40.0, 500.0, 400.0))
+
+
+def _bytes(fit, sampling, base=32):
+    network = fit.network(sampling.patch, base)
+    return feature_bytes(
+        network, channels=1, outputs=3, patch=sampling.patch, batch=sampling.batch, training=TRAINING
+    ).total_bytes()
+
+
+def test_the_first_patch_is_isotropic_in_mm_and_within_the_scan():
+    assert first_patch(SCAN) == (256, 256, 256)
+    assert first_patch(SMALL) == (40, 56, 40)
+    assert first_patch(SLICE) == (1, 512, 448)
+    thick = first_patch(replace(SCAN, spacing_mm=(2.0, 0.5, 0.5), median=(1000.0,) * 3))
+    assert thick[1] == thick[2] == pytest.approx(4 * thick[0], rel=0.15)
+
+
+def test_candidates_shrink_and_keep_their_proportions():
+    candidates = patches(SCAN)
+    sizes = [math.prod(patch) for patch in candidates]
+    assert sizes == sorted(sizes, reverse=True) and len(set(candidates)) == len(candidates)
+    assert min(candidates[-1]) >= 32
+    middle = candidates[len(candidates) // 2]
+    assert max(p / m for p, m in zip(middle, SCAN.median, strict=True)) < 2 * min(
+        p / m for p, m in zip(middle, SCAN.median, strict=True)
+    )
+
+
+@pytest.mark.parametrize("vram", [2.0, 4.0, 8.0, 24.0])
+def test_the_patch_is_the_largest_candidate_that_fits_with_batch_two(vram):
+    fit = replace(SCAN, vram_gib=vram)
+    fitted = fit_memory(fit, estimate=feature_bytes)
+    limit = vram * presets.VRAM_SHARE * GIB
+    linear = next(p for p in patches(fit) if _bytes(fit, Sampling(p, 2)) <= limit)
+    assert fitted.sampling.patch == linear
+    assert _bytes(fit, fitted.sampling) <= limit
+    assert fitted.network.topology.divisor() == fit.network(linear, 32).topology.divisor()
+
+
+def test_memory_that_is_left_goes_to_the_batch_up_to_five_percent_of_the_data():
+    fitted = fit_memory(SMALL, estimate=feature_bytes)
+    assert fitted.sampling == Sampling((40, 56, 40), 7)
+    assert "limited by 5% of all voxels" in fitted.reasons["sampling.batch"]
+    many = replace(SMALL, cases=10**6)
+    fitted = fit_memory(many, estimate=feature_bytes)
+    limit = SMALL.vram_gib * presets.VRAM_SHARE * GIB
+    assert _bytes(many, fitted.sampling) <= limit
+    assert _bytes(many, replace(fitted.sampling, batch=fitted.sampling.batch + 1)) > limit
+
+
+def test_a_batch_is_never_below_two():
+    assert fit_memory(replace(SCAN, cases=1), estimate=feature_bytes).sampling.batch == 2
+
+
+def test_reasons_hold_the_numbers():
+    reasons = fit_memory(SCAN, estimate=feature_bytes).reasons
+    assert "400 x 400 x 300" in reasons["sampling.patch"] and "8 GiB" in reasons["sampling.patch"]
+    assert "stages down to" in reasons["network.topology"]
+    small = fit_memory(SMALL, estimate=feature_bytes).reasons["sampling.patch"]
+    assert small == "40 x 56 x 40 covers 100% of the median scan (36 x 50 x 35); no larger one is useful"
+
+
+def test_a_budget_error_names_the_smallest_that_fits():
+    with pytest.raises(BudgetError, match="smallest that would fit is") as caught:
+        fit_memory(replace(SCAN, vram_gib=0.5), estimate=feature_bytes)
+    need = caught.value.need
+    fit_memory(replace(SCAN, vram_gib=need), estimate=feature_bytes)
+    with pytest.raises(Shortage):
+        fit_memory(replace(SCAN, vram_gib=need - 0.11), estimate=feature_bytes)
+
+
+def test_the_estimator_is_asked_about_this_task():
+    asked = []
+
+    def record(network, **what):
+        asked.append((network.use, what["channels"], what["outputs"], what["training"]))
+        return Bytes(1)
+
+    fit_memory(replace(SMALL, channels=4, outputs=9, preset=PRESETS["resenc"]), estimate=record)
+    assert asked and all(one == ("resenc_unet", 4, 9, TRAINING) for one in asked)
+
+
+def _steps(fit, hours, seconds_of=voxel_seconds):
+    return fit_time(fit, hours=hours, seconds_of=seconds_of, estimate=feature_bytes)
+
+
+def test_time_to_spare_gives_the_full_network_and_a_larger_batch():
+    fitted = _steps(SMALL, 5.0)
+    assert fitted.network.topology.channels[0] == 32
+    assert 2 < fitted.sampling.batch < 7, "memory would allow 7"
+    assert presets.LONG_STEPS <= fitted.steps <= 5 * 3600 / fitted.step_s
+    assert _steps(SMALL, 24.0).sampling.batch == 7
+
+
+def test_tight_time_gives_the_largest_network_with_enough_steps():
+    fitted = _steps(SMALL, 0.12)
+    base = fitted.network.topology.channels[0]
+    assert base in presets.BASE_CHANNELS[:-1] and fitted.sampling.batch == 2
+    assert fitted.steps >= presets.MIN_STEPS
+    wider = presets.BASE_CHANNELS[presets.BASE_CHANNELS.index(base) + 1]
+    network = SMALL.network(fitted.sampling.patch, wider)
+    slower = voxel_seconds(network, fitted.sampling, TRAINING)
+    assert 0.12 * 3600 * presets.TIME_SHARE / slower < presets.MIN_STEPS
+    assert f"{fitted.step_s:.3g} s each" in fitted.reasons["training.epochs"]
+
+
+def test_too_little_time_for_any_network_shrinks_the_patch():
+    fitted = _steps(SCAN, 0.25)
+    assert fitted.network.topology.channels[0] == presets.BASE_CHANNELS[0]
+    assert fitted.steps >= presets.MIN_STEPS
+    assert math.prod(fitted.sampling.patch) < math.prod(fit_memory(SCAN, estimate=feature_bytes, base=8).sampling.patch)
+    assert "quick enough" in fitted.reasons["sampling.patch"]
+
+
+def test_the_hours_error_names_hours_that_do():
+    with pytest.raises(Shortage) as caught:
+        _steps(SCAN, 0.001)
+    assert caught.value.where == "hours"
+    assert _steps(SCAN, caught.value.need).steps >= presets.MIN_STEPS
+
+
+def test_no_more_steps_than_a_long_run():
+    fitted = _steps(SMALL, 1000.0, lambda network, sampling, training: 1e-3 * sampling.batch)
+    assert fitted.steps == presets.MAX_STEPS

@@ -1,0 +1,151 @@
+import math
+from dataclasses import replace
+
+import pytest
+from toy_fingerprints import alike, feature_bytes, voxel_seconds
+
+from medseg.errors import BudgetError, PlanError
+from medseg.io.records import format_record, parse_record, record_sha256
+from medseg.planning import planner, presets
+from medseg.types.plan import Budget, Plan
+
+HIPPOCAMPUS = alike((36, 50, 35), (1.0, 1.0, 1.0), 200)
+CBCT = alike((400, 400, 300), (0.3, 0.3, 0.3), 10, channels=("CBCT",))
+ULTRASOUND = alike((1, 570, 770), (1.0, 1.0, 1.0), 100, ndim=2, unit="px", channels=("US",))
+EIGHT = Budget(8.0)
+
+
+def plans(fingerprint, budget=EIGHT, preset="unet", **more):
+    more = {"estimate": feature_bytes, "prediction_bytes": lambda plan, scan: 2**30, **more}
+    made = planner.make_plans(fingerprint, budget, preset, **more)
+    return {plan.name.rsplit("-", 1)[-1]: plan for plan in made}
+
+
+def test_configurations_follow_the_data():
+    assert list(plans(HIPPOCAMPUS)) == ["2d", "3d_fullres"]
+    assert list(plans(CBCT)) == ["2d", "3d_fullres", "3d_lowres"]
+    assert list(plans(ULTRASOUND)) == ["2d"]
+
+
+@pytest.mark.parametrize("preset", ["unet", "resenc"])
+def test_same_arguments_same_bytes_and_the_text_reads_back(preset):
+    first, second = (plans(CBCT, Budget(8.0, hours=0.5), preset, seconds_of=voxel_seconds) for _ in range(2))
+    for config, plan in first.items():
+        assert format_record(plan) == format_record(second[config])
+        assert parse_record(format_record(plan), Plan, where=config) == plan
+
+
+def test_the_plan_says_where_it_comes_from():
+    plan = plans(HIPPOCAMPUS)["3d_fullres"]
+    assert plan.name == "toy-3d_fullres"
+    assert plan.origin.fingerprint_sha256 == record_sha256(HIPPOCAMPUS)
+    assert plan.origin.budget == EIGHT and plan.origin.preset == "unet"
+
+
+def test_every_decision_has_a_reason():
+    reasons = plans(CBCT)["3d_lowres"].reasons
+    decided = [
+        "preprocess.spacing_mm", "preprocess.intensity", "preprocess.orientation", "preprocess.crop", "network.topology",
+        "sampling.patch", "sampling.batch", "training.losses", "training.optimizer", "training.augment",
+        "training.epochs", "inference.mirror_axes", "origin.budget",
+    ]  # fmt: skip
+    assert set(decided) <= set(reasons) and all(reasons.values())
+
+
+def test_lowres_sees_a_quarter_of_the_scan_at_the_finest_spacing_that_does():
+    made = plans(CBCT)
+    full, low = made["3d_fullres"], made["3d_lowres"]
+    voxels = math.prod(CBCT.cases[0].shape)
+    assert math.prod(full.sampling.patch) < presets.CONTEXT * voxels
+    shrunk = math.prod(old / new for old, new in zip((0.3,) * 3, low.preprocess.spacing_mm, strict=True))
+    seen = math.prod(low.sampling.patch) / (voxels * shrunk)
+    assert presets.CONTEXT <= seen < presets.CONTEXT * 1.25
+    assert full.training.losses[0].options == {"batch_dice": True}
+    assert low.training.losses[0].options == {"batch_dice": False}
+
+
+def test_lowres_is_dropped_where_it_would_hardly_be_coarser():
+    nearly = alike((230, 230, 230), (0.3, 0.3, 0.3), 10)
+    full = plans(nearly)["3d_fullres"]
+    covered = math.prod(full.sampling.patch) / 230**3
+    assert 0.125 < covered < presets.CONTEXT
+    assert list(plans(nearly)) == ["2d", "3d_fullres"]
+
+
+def test_mirroring_is_the_same_in_training_and_prediction_and_fits_the_network():
+    made = plans(HIPPOCAMPUS)
+    for config, axes in (("3d_fullres", (0, 2)), ("2d", (2,))):
+        plan = made[config]
+        assert plan.inference.mirror_axes == axes
+        assert [step.options for step in plan.training.augment if step.use == "mirror"] == [{"axes": list(axes)}]
+
+
+def test_the_2d_plan_of_volumes_keeps_slices():
+    plan = plans(CBCT)["2d"]
+    assert plan.preprocess.spacing_mm == (None, 0.3, 0.3) and plan.sampling.patch[0] == 1
+    assert plan.network.topology.ndim == 2
+    assert plan.training.losses[0].options == {"batch_dice": True}
+
+
+def test_ultrasound_in_pixels():
+    plan = plans(ULTRASOUND)["2d"]
+    assert plan.preprocess.spacing_mm == (None, None, None) and plan.preprocess.orientation == "stored"
+    assert plan.preprocess.intensity[0].use == "fan_z_score"
+    assert "speckle" in [step.use for step in plan.training.augment]
+
+
+def test_no_hours_is_the_published_schedule_and_hours_are_kept():
+    long = plans(HIPPOCAMPUS)["3d_fullres"]
+    assert (long.training.epochs, long.training.steps_per_epoch, long.training.optimizer.use) == (1000, 250, "sgd")
+    assert long.origin.budget.step_s is None
+    short = plans(HIPPOCAMPUS, Budget(8.0, hours=0.3), seconds_of=voxel_seconds)["3d_fullres"]
+    steps = short.training.epochs * short.training.steps_per_epoch
+    assert presets.MIN_STEPS * 0.9 < steps and steps * short.origin.budget.step_s <= 0.3 * 3600
+    assert short.training.optimizer.use == "adamw" and short.training.ema is not None
+
+
+def test_presets_differ_in_the_encoder_only():
+    plain, residual = plans(HIPPOCAMPUS)["3d_fullres"], plans(HIPPOCAMPUS, preset="resenc")["3d_fullres"]
+    assert (plain.network.use, plain.network.topology.blocks) == ("unet", (2, 2, 2, 2))
+    assert (residual.network.use, residual.network.topology.blocks) == ("resenc_unet", (1, 3, 4, 6))
+    assert plain.preprocess == residual.preprocess
+
+
+def test_precision_is_the_users():
+    assert plans(HIPPOCAMPUS, Budget(8.0, precision="fp16"))["2d"].training.precision == "fp16"
+
+
+def test_a_budget_of_memory_nothing_fits_in():
+    with pytest.raises(BudgetError, match=r"2d: .*3d_fullres: .*the smallest that would fit is 0\.6 GiB"):
+        plans(CBCT, Budget(0.5))
+
+
+def test_a_configuration_that_does_not_fit_is_left_out_and_said():
+    made = plans(CBCT, Budget(0.6))
+    assert list(made) == ["2d"]
+    assert "the smallest that would fit is" in made["2d"].reasons["left_out.3d_fullres"]
+
+
+def test_ram_is_that_of_the_largest_scan():
+    asked = []
+
+    def bytes_of(plan, scan):
+        asked.append(scan.shape)
+        return 4 * 2**30
+
+    large = replace(HIPPOCAMPUS.cases[0], case_id="z", shape=(80, 90, 70))
+    fingerprint = replace(HIPPOCAMPUS, cases=(*HIPPOCAMPUS.cases, large))
+    plan = plans(fingerprint, Budget(8.0, ram_gib=16.0), prediction_bytes=bytes_of)["3d_fullres"]
+    assert set(asked) == {(80, 90, 70)}
+    assert plan.reasons["origin.budget"].endswith("takes about 4.0 GiB of main memory, of 16")
+    with pytest.raises(BudgetError, match=r"smallest that would fit is 4\.5 GiB"):
+        plans(fingerprint, Budget(8.0, ram_gib=4.0), prediction_bytes=bytes_of)
+
+
+def test_usage_errors_name_the_way_out():
+    with pytest.raises(PlanError, match="use one of resenc, unet"):
+        plans(HIPPOCAMPUS, preset="unet_3d")
+    with pytest.raises(BudgetError, match="seconds_of"):
+        plans(HIPPOCAMPUS, Budget(8.0, hours=1.0))
+    with pytest.raises(PlanError, match="without cases"):
+        plans(replace(HIPPOCAMPUS, cases=()))
