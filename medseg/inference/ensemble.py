@@ -102,5 +102,5 @@ def _load(bundle: ModelBundle, member: Member, device: torch.device) -> nn.Modul
             f"weights do not fit the plan ({reason})", where=path, hint="copy the whole bundle again"
         ) from error
     layout = torch.channels_last if plan.network.topology.ndim == 2 else torch.channels_last_3d
-    placed: nn.Module = network.to(device).to(memory_format=layout)
+    placed: nn.Module = network.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     return placed
