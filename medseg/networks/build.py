@@ -61,7 +61,8 @@ def build_network(network: Network, *, channels: int, outputs: int, deep_supervi
     built = HeadedNetwork(
         backbone, head(network.topology, tuple(features), outputs=outputs), deep_supervision=deep_supervision
     )
-    return built.to(memory_format=channels_last(network.topology.ndim))
+    built.to(memory_format=channels_last(network.topology.ndim))  # type: ignore[call-overload]
+    return built
 
 
 def channels_last(ndim: int) -> torch.memory_format:

@@ -29,7 +29,7 @@ def unet(
     Takes any image whose size is a multiple of `topology.divisor()`.
     """
     style, sizes = Style(norm, act), _Sizes(topology)
-    stages = []
+    stages: list[nn.Module] = []
     inputs = in_channels
     for channels, stride, kernel, blocks in sizes.stages():
         stages.append(_convs(inputs, channels, kernel, stride, blocks, style))
@@ -50,7 +50,7 @@ def resenc_unet(
     Takes any image whose size is a multiple of `topology.divisor()`.
     """
     style, sizes = Style(norm, act), _Sizes(topology)
-    stages = []
+    stages: list[nn.Module] = []
     inputs = topology.channels[0]
     for channels, stride, kernel, blocks in sizes.stages():
         steps = [stride] + [(1,) * len(stride)] * (blocks - 1)

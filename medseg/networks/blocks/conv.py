@@ -1,7 +1,7 @@
 """Convolution, norm and activation for 2D and 3D."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -140,5 +140,5 @@ def _group_norm(channels: int) -> nn.Module:
     return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
-_NORMS = {"instance": InstanceNorm, "group": _group_norm, "batch": _BatchNorm}
+_NORMS: dict[str, Callable[[int], nn.Module]] = {"instance": InstanceNorm, "group": _group_norm, "batch": _BatchNorm}
 _ACTS = (*_SLOPES, "silu")

@@ -78,7 +78,7 @@ class _InstanceNormAct(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         y = torch.empty_like(x)
         mean, inverse = weight.new_empty(x.shape[:2]), weight.new_empty(x.shape[:2])
-        for i, sample in enumerate(x.split(1)):
+        for i, sample in enumerate(torch.split(x, 1)):
             place = {"out": y[i : i + 1], "save_mean": mean[i], "save_invstd": inverse[i]}
             _norm.out(sample, weight, bias, None, None, True, 0.0, eps, **place)
         if slope != 1.0:
@@ -89,7 +89,7 @@ class _InstanceNormAct(torch.autograd.Function):
         return y, mean, inverse
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, inverse = ctx.saved_tensors
         if ctx.slope != 1.0:
@@ -97,7 +97,7 @@ class _InstanceNormAct(torch.autograd.Function):
             grad = _leaky_backward(grad, y, ctx.slope, True)
             del y
         dx, dweight, dbias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(bias)
-        for i, sample in enumerate(x.split(1)):
+        for i, sample in enumerate(torch.split(x, 1)):
             part = _norm_backward(
                 grad[i : i + 1], sample, weight, None, None, mean[i], inverse[i], True, ctx.eps, [True, True, True]
             )
@@ -112,7 +112,7 @@ def _apply(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse: Tenso
     """The forward pass with known statistics: one pass over the voxels."""
     y = torch.empty_like(x)
     variance, nothing = inverse**-2 - eps, mean.new_empty(0)
-    for i, sample in enumerate(x.split(1)):
+    for i, sample in enumerate(torch.split(x, 1)):
         place = {"out": y[i : i + 1], "save_mean": nothing, "save_invstd": nothing}
         _norm.out(sample, weight, bias, mean[i], variance[i], False, 0.0, eps, **place)
     return F.leaky_relu_(y, slope) if slope != 1.0 else y
