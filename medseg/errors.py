@@ -46,3 +46,15 @@ class BundleError(MedsegError):
 
 class TrainingError(MedsegError):
     """A training run cannot start, or stopped because its numbers are not finite."""
+
+
+class Interrupted(MedsegError):
+    """Training was asked to stop and did, after saving; `signum` is the signal, and 128 + signum the exit code."""
+
+    def __init__(self, signum: int, *, where: object = "") -> None:
+        super().__init__(
+            f"training stopped on signal {signum}; everything up to the last step is saved",
+            where=where,
+            hint="run the same command to go on",
+        )
+        self.signum = signum

@@ -1,0 +1,149 @@
+"""Endless, seeded, resumable batches."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import count, islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medseg.augment.chain import build_augment, margin
+from medseg.errors import MedsegError, TrainingError
+from medseg.io.cache import CachedCase
+from medseg.training.sampling import TRAIN, VALIDATE, draw_box, draw_voxel, generators, grow, is_forced, read_patch
+from medseg.types.labels import Labels
+from medseg.types.plan import Plan
+from medseg.types.tensors import Batch, Patch
+
+T = TypeVar("T")
+Drawn = tuple[Patch, torch.Generator]
+
+
+def batches(
+    plan: Plan,
+    cases: Sequence[CachedCase],
+    *,
+    device: torch.device,
+    start: int = 0,
+    workers: int = 0,
+    augment_on: torch.device | None = None,
+) -> Iterator[Batch]:
+    """The batches of steps `start`, `start + 1`, ...; the same ones however often training was interrupted.
+
+    `workers` threads load ahead (0: load when asked); they augment too, unless `augment_on` names another device.
+    Raises TrainingError with the case id if a patch cannot be read.
+    """
+    size, sampling = margin(plan.training.augment, plan.sampling.patch), plan.sampling
+    augment = build_augment(plan.training.augment, patch=sampling.patch)
+    late = augment_on is not None and augment_on.type != "cpu"
+
+    def load(step: int, index: int) -> Drawn:
+        patch, rng = _draw(plan, cases, (step, index), size)
+        return (patch, rng) if late else (augment(patch, rng), rng)
+
+    jobs = (partial(load, step, index) for step in count(start) for index in range(sampling.batch))
+    for drawn in _grouped(_in_order(jobs, workers, ahead=2 * sampling.batch + workers), sampling.batch):
+        patches = [augment(_moved(patch, device), rng) if late else patch for patch, rng in drawn]
+        yield _stacked(patches, plan.labels, device)
+
+
+def validation_batches(
+    plan: Plan, cases: Sequence[CachedCase], *, steps: int, device: torch.device, workers: int = 0
+) -> Iterator[Batch]:
+    """`steps` batches that are the same in every epoch, without augmentation, going round all `cases`."""
+
+    def load(step: int, index: int) -> Patch:
+        case = cases[(step * plan.sampling.batch + index) % len(cases)]
+        place, _ = generators(plan.training.seed, VALIDATE, step, index)
+        return _read(plan, case, place, index, plan.sampling.patch)
+
+    jobs = (partial(load, step, index) for step in range(steps) for index in range(plan.sampling.batch))
+    for patches in _grouped(_in_order(jobs, workers, ahead=2 * plan.sampling.batch + workers), plan.sampling.batch):
+        yield _stacked(patches, plan.labels, device)
+
+
+def draw_sample(plan: Plan, cases: Sequence[CachedCase], step: int, index: int) -> Drawn:
+    """Sample `index` of `step` before augmentation, with the margin that augmentation needs, and its generator."""
+    return _draw(plan, cases, (step, index), margin(plan.training.augment, plan.sampling.patch))
+
+
+def encode_target(labels: Tensor, meaning: Labels) -> Tensor:
+    """Label values (b, 1, *s) as int64 class indices (b, 1, *s), or as 0/1 per region (b, r, *s); ignored = -1.
+
+    >>> from medseg.types.labels import Label
+    >>> encode_target(torch.tensor([[[0, 5, 9]]]), Labels((Label("a", (5,)),), ignore=9)).tolist()
+    [[[0, 1, -1]]]
+    """
+    values = sorted(meaning.known() | ({meaning.ignore} if meaning.ignore is not None else set()))
+    rows = len(meaning.items) if meaning.are_regions() else 1
+    table = torch.zeros(rows, values[-1] + 1, dtype=torch.int64)
+    for number, item in enumerate(meaning.items):
+        row, code = (number, 1) if meaning.are_regions() else (0, number + 1)
+        table[row, list(item.values)] = code
+    if meaning.ignore is not None:
+        table[:, meaning.ignore] = -1
+    table, flat = table.to(labels.device), labels[:, 0].long()
+    return torch.stack([row[flat] for row in table], dim=1)
+
+
+def _draw(plan: Plan, cases: Sequence[CachedCase], key: tuple[int, int], size: tuple[int, int, int]) -> Drawn:
+    step, index = key
+    place, rng = generators(plan.training.seed, TRAIN, step, index)
+    case = cases[int(place.integers(len(cases)))]
+    return _read(plan, case, place, index, size), rng
+
+
+def _read(plan: Plan, case: CachedCase, place: np.random.Generator, index: int, size: tuple[int, int, int]) -> Patch:
+    sampling = plan.sampling
+    try:
+        forced = is_forced(index, sampling.batch, sampling.foreground_fraction)
+        voxel = draw_voxel(place, case.foreground, plan.labels) if forced else None
+        box = draw_box(place, case.shape, sampling.patch, voxel)
+        return read_patch(case, grow(box, size), ndim=plan.network.topology.ndim)
+    except MedsegError as error:
+        raise TrainingError(error.what, where=f"{case.case_id}: {error.where}", hint=error.hint) from error
+    except Exception as error:
+        raise TrainingError(
+            f"cannot read a patch ({type(error).__name__}: {error})",
+            where=case.case_id,
+            hint="delete this case from the cache folder and train again",
+        ) from error
+
+
+def _stacked(patches: Sequence[Patch], labels: Labels, device: torch.device) -> Batch:
+    image = torch.stack([patch.image for patch in patches])
+    values = torch.stack([patch.labels for patch in patches])
+    if device.type == "cuda" and image.device.type == "cpu":
+        image, values = image.pin_memory(), values.pin_memory()
+    image, values = image.to(device, non_blocking=True), values.to(device, non_blocking=True)
+    return Batch(image, encode_target(values, labels))
+
+
+def _moved(patch: Patch, device: torch.device) -> Patch:
+    return Patch(patch.image.to(device), patch.labels.to(device))
+
+
+def _grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    source = iter(items)
+    while group := list(islice(source, size)):
+        yield group
+
+
+def _in_order(jobs: Iterator[Callable[[], T]], workers: int, *, ahead: int) -> Iterator[T]:
+    """Results in the order of `jobs`, with at most `ahead` begun or waiting; errors surface in their turn."""
+    if workers < 1:
+        yield from (job() for job in jobs)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
+    try:
+        waiting: deque[Future[T]] = deque(pool.submit(job) for job in islice(jobs, ahead))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(job) for job in islice(jobs, 1))
+            yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

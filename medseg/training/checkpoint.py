@@ -1,0 +1,80 @@
+"""Resume points and weights: tensors and plain values in one safetensors file, never pickled classes."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from medseg.errors import TrainingError
+from medseg.io.files import whole_file
+
+_KEY = "medseg"
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None = None) -> None:
+    """Write tensors and JSON values as one file, whole or not at all; the same content gives the same bytes."""
+    flat = {name: tensors[name].detach().to("cpu").contiguous() for name in sorted(tensors)}
+    metadata = None if values is None else {_KEY: json.dumps(values, sort_keys=True)}
+    with whole_file(path) as temporary:
+        save_file(flat, temporary, metadata=metadata)
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors on the CPU and the values; raises TrainingError if the file is no checkpoint."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            values = json.loads((file.metadata() or {})[_KEY])
+            return {name: file.get_tensor(name) for name in file.keys()}, values
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise TrainingError(
+            f"is no readable checkpoint ({error})", where=path, hint="delete it to train this fold from the start"
+        ) from error
+
+
+def pack(network: nn.Module, optimizer: Optimizer, average: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Every tensor that training goes on from, by name."""
+    tensors = {f"network/{name}": tensor for name, tensor in network.state_dict().items()}
+    tensors |= {f"average/{name}": tensor for name, tensor in (average or {}).items()}
+    for number, parameter in enumerate(_parameters(optimizer)):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{number}/{key}"] = value
+    return tensors
+
+
+def unpack(
+    tensors: Mapping[str, Tensor], network: nn.Module, optimizer: Optimizer, average: Mapping[str, Tensor] | None
+) -> None:
+    """Put what `pack` returned back in place, in the memory layout of the parameters; raises TrainingError."""
+    own = {name.removeprefix("network/"): t for name, t in tensors.items() if name.startswith("network/")}
+    try:
+        network.load_state_dict(own)
+        for name, tensor in (average or {}).items():
+            tensor.copy_(tensors[f"average/{name}"])
+    except (RuntimeError, KeyError) as error:
+        raise TrainingError(
+            f"the checkpoint does not fit the plan ({str(error).splitlines()[0]})",
+            hint="train into another output folder",
+        ) from error
+    parameters = _parameters(optimizer)
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer/"):
+            _, number, key = name.split("/", 2)
+            parameter = parameters[int(number)]
+            optimizer.state[parameter][key] = _like(tensor, parameter)
+
+
+def _like(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
+    if tensor.shape != parameter.shape or tensor.ndim == 0:
+        return tensor.clone()
+    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor).detach()
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

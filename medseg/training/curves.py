@@ -1,0 +1,49 @@
+"""Learning curves as a picture, and for TensorBoard."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medseg.io.files import whole_file
+
+
+def draw_curves(rows: Sequence[Mapping[str, float | None]], path: Path) -> None:
+    """A PNG with loss, Dice per class and learning rate over the rows of metrics.jsonl."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1, sharex=True)
+    _lines(top, rows, ("loss", "val_loss"))
+    top.set_ylabel("loss")
+    classes = sorted({name for row in rows for name in row if name.startswith("dice ")})
+    _lines(middle, rows, classes if len(classes) <= 10 else [])
+    _lines(middle, rows, ("dice",), color="black")
+    middle.set(ylabel="Dice on validation patches", ylim=(0, 1))
+    _lines(bottom, rows, ("learning_rate",))
+    bottom.set(ylabel="learning rate", xlabel="epoch")
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=80, format="png")
+
+
+def tensorboard(folder: Path) -> Callable[[Any], None]:
+    """A hook that writes every epoch's metrics for TensorBoard; needs the extra `medseg[track]`."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder))
+
+    def write(end: Any) -> None:
+        for name, value in end.metrics.items():
+            writer.add_scalar(name, value, end.epoch)
+        writer.flush()
+
+    return write
+
+
+def _lines(axes: Any, rows: Sequence[Mapping[str, float | None]], names: Sequence[str], **style: str) -> None:
+    for name in names:
+        points = [(row.get("epoch"), row.get(name)) for row in rows if row.get(name) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name, linewidth=1, **style)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)

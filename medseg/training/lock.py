@@ -1,0 +1,71 @@
+"""One run per folder: a lock the system releases when its process ends, however it ends."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from medseg.errors import TrainingError
+
+_FAR = 1 << 20  # Windows locks bytes; one beyond the text keeps the text readable
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder`/lock, which names this process.
+
+    Raises TrainingError with the other process' id where a running one holds it. The lock of a process that ended or
+    was killed is free.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "lock"
+    with path.open("a+b") as file:
+        if not _take(file):
+            raise TrainingError(
+                f"process {_owner(path)} is already training here",
+                where=folder,
+                hint="wait for it, stop it, or choose another output folder",
+            )
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n".encode())
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+            _release(file)
+
+
+def _owner(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip() or "unknown"
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _take(file: IO[bytes]) -> bool:
+        file.seek(_FAR)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+    def _release(file: IO[bytes]) -> None:
+        file.seek(_FAR)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _take(file: IO[bytes]) -> bool:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _release(file: IO[bytes]) -> None:
+        fcntl.flock(file, fcntl.LOCK_UN)

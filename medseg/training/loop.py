@@ -1,0 +1,269 @@
+"""The training loop of one fold: resumable at every step, within its time, stoppable at any moment."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from medseg.errors import Interrupted, TrainingError
+from medseg.training import journal
+from medseg.training.batches import batches, validation_batches
+from medseg.training.curves import draw_curves
+from medseg.training.lock import locked
+from medseg.training.optim import set_rate
+from medseg.training.position import Position, advance, close_epoch, epoch_is_full, pace, progress, shorten
+from medseg.training.session import (
+    CHECKPOINT,
+    METRICS,
+    WEIGHTS,
+    Session,
+    find_checkpoint,
+    identity,
+    open_session,
+    own_randomness,
+    restore,
+    save,
+    save_weights,
+    seed_step,
+    write_facts,
+)
+from medseg.training.signals import stop_requests
+from medseg.training.step import averaged, train_step, update_average, validate
+from medseg.types.plan import Plan
+from medseg.types.progress import Progress, Report, silent
+from medseg.types.tensors import Batch
+
+_LOG = logging.getLogger("medseg")
+_CHECKPOINT_EVERY_S = 300.0
+_DRAW_EVERY_S = 30.0
+_MARK_EVERY = 20  # steps between two looks at the time left
+_MARKS = 13
+_WARM_STEPS = 3  # the first steps of a process are slow and say nothing about the rest
+_VALIDATION_BATCHES = 16
+
+
+@dataclass(frozen=True, eq=False)
+class EpochEnd:
+    """What a hook sees after an epoch (0, 1, ...): the row of metrics.jsonl, and the network that would be kept."""
+
+    epoch: int
+    metrics: Mapping[str, float]
+    network: nn.Module
+
+
+Hook = Callable[[EpochEnd], object]
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """What the loop remembers of the time: seconds of `time.monotonic`, and (step, trained seconds) marks."""
+
+    now: float
+    saved: float
+    drawn: float
+    began_step: int
+    marks: tuple[tuple[int, float], ...] = ()
+
+
+def fit(
+    plan: Plan,
+    train_ids: Sequence[str],
+    val_ids: Sequence[str],
+    cache: Path,
+    run: Path,
+    *,
+    device: torch.device,
+    hooks: Sequence[Hook] = (),
+    report: Report = silent,
+    workers: int = 0,
+) -> Path:
+    """Train one network on the cached cases `train_ids` to the end of its schedule; returns the weights file.
+
+    Goes on from `run`/checkpoint.safetensors if there is one: the final weights are the same bytes as without the
+    interruption (same machine, device and threads). A hook that returns "stop" ends training after the epoch.
+    Raises TrainingError if another process trains here, if the folder belongs to another plan or split, or if numbers
+    are not finite; Interrupted after SIGTERM or Ctrl-C, when everything up to the last step is saved.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(locked(run))
+        stack.enter_context(own_randomness(device))
+        asked = stack.enter_context(stop_requests())
+        key = identity(plan, train_ids, val_ids)
+        found = find_checkpoint(run, key)
+        if found is not None and found[1]["finished"] and (run / WEIGHTS).exists():
+            return run / WEIGHTS
+        session = open_session(
+            plan,
+            (train_ids, val_ids),
+            cache,
+            run,
+            device=device,
+            workers=workers,
+            facts=None if found is None else found[1]["facts"],
+            asked_to_stop=asked,
+        )
+        position = Position(total=plan.training.epochs * plan.training.steps_per_epoch)
+        position = position if found is None else restore(session, *found)
+        journal.truncate(run / METRICS, position.epochs)
+        write_facts(session, position, finished=False)
+        keep = partial(save, session, expected=key)
+        position = _train(session, position, keep, hooks, report)
+        weights = save_weights(session)
+        keep(position, finished=True)
+        write_facts(session, position, finished=True)
+    return weights
+
+
+def _train(
+    session: Session, position: Position, keep: Callable[[Position], None], hooks: Sequence[Hook], report: Report
+) -> Position:
+    training = session.plan.training
+    now = time.monotonic()
+    clock = _Clock(now=now, saved=now, drawn=now - _DRAW_EVERY_S, began_step=position.step)
+    stream = batches(
+        session.plan,
+        session.train,
+        device=session.device,
+        start=position.step,
+        workers=session.workers,
+        augment_on=torch.device(session.facts["augment_on"]),
+    )
+    row: Mapping[str, float] = {}
+    with closing(stream):  # type: ignore[type-var]
+        while position.step < position.total or epoch_is_full(position, training.steps_per_epoch):
+            full = epoch_is_full(position, training.steps_per_epoch)
+            if full:
+                row = _measure(session, position, clock, keep)
+                position = close_epoch(position)
+                clock = _draw(session, position, clock)
+                position = _call(session, position, hooks, row)
+            else:
+                position = _one_step(session, position, next(stream))
+            position, clock = _look_at_clock(session, position, clock, full)
+            report(_said(session, position, clock, row))
+            signum = session.asked_to_stop()
+            if full or signum is not None or clock.now - clock.saved > _CHECKPOINT_EVERY_S:
+                keep(position)
+                clock = replace(clock, saved=clock.now)
+            if signum is not None:
+                raise Interrupted(signum, where=session.folder)
+    return position
+
+
+def _one_step(session: Session, position: Position, batch: Batch) -> Position:
+    training = session.plan.training
+    set_rate(session.optimizer, session.schedule(progress(position)))
+    seed_step(training.seed, position.step)
+    try:
+        result = train_step(
+            session.network,
+            batch,
+            session.loss,
+            session.optimizer,
+            scaler=session.scaler,
+            precision=training.precision,
+            clip_grad_norm=training.clip_grad_norm,
+        )
+    except TrainingError as error:
+        kept = session.folder / CHECKPOINT
+        note = f"the last good checkpoint is kept at {kept}; " if kept.exists() else ""
+        raise TrainingError(
+            f"stopped at step {position.step}: {error.what}",
+            where=session.folder,
+            hint=f"{note}lower the learning rate, or train in fp32",
+        ) from error
+    if session.average is not None and training.ema is not None:
+        update_average(session.average, session.network, training.ema, position.step)
+    terms = {f"loss {name}": value for name, value in result.terms.items()} if len(result.terms) > 1 else {}
+    return advance(position, {"loss": result.loss, "grad_norm": result.grad_norm, **terms})
+
+
+def _measure(
+    session: Session, position: Position, clock: _Clock, keep: Callable[[Position], None]
+) -> Mapping[str, float]:
+    """Validate on the fixed patches and write the epoch's row; a request to stop saves and ends it."""
+    training = session.plan.training
+    measured: dict[str, float] = {}
+    if session.val:
+        steps = max(1, min(_VALIDATION_BATCHES, training.steps_per_epoch * 3 // 20))
+        source = validation_batches(
+            session.plan, session.val, steps=steps, device=session.device, workers=session.workers
+        )
+        try:
+            with averaged(session.network, session.average), closing(source):  # type: ignore[type-var]
+                watched = _until_asked(session, source)
+                measured = validate(session.network, watched, session.loss, session.plan.labels, training.precision)
+        except Interrupted:
+            keep(position)
+            raise
+    step_s = pace(clock.marks)
+    row = {
+        "epoch": position.epochs,
+        "step": position.step,
+        "total_steps": position.total,
+        **{name: value / position.count for name, value in position.sums.items()},
+        **measured,
+        "learning_rate": session.optimizer.param_groups[0]["lr"],
+        "patches_per_s": session.plan.sampling.batch / step_s if step_s else float("nan"),
+        "trained_s": round(position.trained_s, 3),
+    }
+    journal.append(session.folder / METRICS, row)
+    return row
+
+
+def _until_asked(session: Session, source: Iterator[Batch]) -> Iterator[Batch]:
+    for batch in source:
+        signum = session.asked_to_stop()
+        if signum is not None:
+            raise Interrupted(signum, where=session.folder)
+        yield batch
+
+
+def _call(session: Session, position: Position, hooks: Sequence[Hook], row: Mapping[str, float]) -> Position:
+    if not hooks:
+        return position
+    with averaged(session.network, session.average):
+        session.network.eval()
+        answers = [hook(EpochEnd(position.epochs - 1, row, session.network)) for hook in hooks]
+    return replace(position, total=position.step) if "stop" in answers else position
+
+
+def _draw(session: Session, position: Position, clock: _Clock) -> _Clock:
+    if position.step < position.total and clock.now - clock.drawn < _DRAW_EVERY_S:
+        return clock
+    draw_curves(journal.read(session.folder / METRICS), session.folder / "curves.png")
+    return replace(clock, drawn=clock.now)
+
+
+def _look_at_clock(session: Session, position: Position, clock: _Clock, full: bool) -> tuple[Position, _Clock]:
+    """Add the seconds since the last look, and end earlier if the plan's hours demand it."""
+    now = time.monotonic()
+    position = replace(position, trained_s=position.trained_s + now - clock.now)
+    clock = replace(clock, now=now)
+    warm = position.step - clock.began_step >= _WARM_STEPS
+    if not warm or not (full or position.step % _MARK_EVERY == 0 or len(clock.marks) < 2):
+        return position, clock
+    clock = replace(clock, marks=(*clock.marks, (position.step, position.trained_s))[-_MARKS:])
+    step_s, hours = pace(clock.marks), session.plan.origin.budget.hours
+    if hours is None or step_s is None:
+        return position, clock
+    shorter = shorten(position, limit_s=hours * 3600, step_s=step_s)
+    if shorter.total < position.total:
+        _LOG.info("%d instead of %d steps fit in %g h", shorter.total, position.total, hours)
+    return shorter, clock
+
+
+def _said(session: Session, position: Position, clock: _Clock, row: Mapping[str, float]) -> Progress:
+    step_s = pace(clock.marks)
+    values = {name: value / max(position.count, 1) for name, value in position.sums.items() if name == "loss"}
+    values |= {name: value for name, value in row.items() if name.startswith("dice")}
+    if step_s:
+        values["patches_per_s"] = session.plan.sampling.batch / step_s
+        values["seconds_left"] = (position.total - position.step) * step_s
+    return Progress(f"train {session.folder.name}", position.step, position.total, values)

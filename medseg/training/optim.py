@@ -1,0 +1,96 @@
+"""Optimisers, and learning-rate schedules as functions of progress."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from medseg.plugins import resolve
+from medseg.types.plan import Step
+
+Schedule = Callable[[float], float]
+
+
+def sgd(
+    params: Iterable[nn.Parameter],
+    *,
+    lr: float = 0.01,
+    momentum: float = 0.99,
+    weight_decay: float = 3e-5,
+    nesterov: bool = True,
+) -> Optimizer:
+    """Stochastic gradient descent with Nesterov momentum; decay on all weights (Isensee 2021)."""
+    return SGD(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+
+
+def adamw(
+    params: Iterable[nn.Parameter],
+    *,
+    lr: float = 1e-3,
+    weight_decay: float = 1e-2,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+) -> Optimizer:
+    """Adam with decoupled decay (Loshchilov 2019); biases and norms do not decay."""
+    every = list(params)
+    groups = [
+        {"params": [p for p in every if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return AdamW([group for group in groups if group["params"]], lr=lr, betas=(beta1, beta2))
+
+
+def poly(progress: float, *, power: float = 0.9) -> float:
+    """(1 - progress) ** power.
+
+    >>> poly(0.0), poly(1.0)
+    (1.0, 0.0)
+    """
+    return float((1.0 - min(max(progress, 0.0), 1.0)) ** power)
+
+
+def cosine_restarts(progress: float, *, cycles: int = 1, warmup: float = 0.0, multiplier: float = 1.0) -> float:
+    """Linear warm-up for the share `warmup` of the run, then `cycles` half cosines from 1 to 0 (Loshchilov 2017).
+
+    Each cycle is `multiplier` times as long as the one before.
+
+    >>> cosine_restarts(0.0), round(cosine_restarts(0.5), 6), cosine_restarts(1.0)
+    (1.0, 0.5, 0.0)
+    """
+    progress = min(max(progress, 0.0), 1.0)
+    if progress < warmup:
+        return progress / warmup
+    place = (progress - warmup) / (1 - warmup) if warmup < 1 else 1.0
+    lengths = [multiplier**cycle for cycle in range(cycles)]
+    place *= sum(lengths)
+    for length in lengths[:-1]:
+        if place < length:
+            break
+        place -= length
+    else:
+        length = lengths[-1]
+    return 0.5 * (1 + math.cos(math.pi * min(place / length, 1.0)))
+
+
+OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = MappingProxyType({"adamw": adamw, "sgd": sgd})
+SCHEDULES: Mapping[str, Callable[..., float]] = MappingProxyType({"cosine_restarts": cosine_restarts, "poly": poly})
+
+
+def build_optimizer(network: nn.Module, optimizer: Step, schedule: Step) -> tuple[Optimizer, Schedule]:
+    """Both from the plan; the schedule returns what the optimiser's rates are multiplied with.
+
+    Raises PlanError for unknown names or options.
+    """
+    build = resolve(optimizer.use, OPTIMIZERS, optimizer.options, where="training.optimizer")
+    built: Optimizer = build([p for p in network.parameters() if p.requires_grad])
+    for group in built.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    return built, resolve(schedule.use, SCHEDULES, schedule.options, where="training.schedule")
+
+
+def set_rate(optimizer: Optimizer, factor: float) -> None:
+    """Set every group's learning rate to `factor` times its first one."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor

@@ -1,0 +1,98 @@
+"""Where a training patch is taken from: a function of (seed, step, index) and the case, nothing else."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch.nn.functional import pad
+
+from medseg.io.cache import CachedCase
+from medseg.types.geometry import Box, Size3
+from medseg.types.labels import Labels
+from medseg.types.tensors import Patch
+
+TRAIN, VALIDATE = 0, 1
+
+
+def generators(seed: int, stream: int, step: int, index: int) -> tuple[np.random.Generator, torch.Generator]:
+    """Independent generators of sample `index` of `step`: one to place the patch, one to augment it.
+
+    >>> a, _ = generators(0, TRAIN, 7, 1); b, _ = generators(0, TRAIN, 7, 1); a.integers(1000) == b.integers(1000)
+    True
+    """
+    root = np.random.SeedSequence((seed, stream, step, index))
+    place = np.random.Generator(np.random.Philox(root))
+    augment = torch.Generator().manual_seed(int(root.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    return place, augment
+
+
+def is_forced(index: int, batch: int, fraction: float) -> bool:
+    """Whether a sample must show foreground: the last round(batch * fraction), at least one of two or more.
+
+    >>> [is_forced(i, 2, 0.33) for i in range(2)], sum(is_forced(i, 9, 0.33) for i in range(9))
+    ([False, True], 3)
+    """
+    if fraction <= 0:
+        return False
+    forced = round(batch * fraction)
+    return index >= batch - (max(forced, 1) if batch >= 2 else forced)
+
+
+def draw_voxel(rng: np.random.Generator, foreground: Mapping[int, np.ndarray], labels: Labels) -> Size3 | None:
+    """A stored voxel of a class drawn uniformly among those the case has; None where it has none."""
+    present = []
+    for item in labels.items:
+        voxels = [foreground[value] for value in item.values if len(foreground.get(value, ()))]
+        if voxels:
+            present.append(voxels)
+    if not present:
+        return None
+    chosen = np.concatenate(present[rng.integers(len(present))])
+    z, y, x = (int(v) for v in chosen[rng.integers(len(chosen))])
+    return z, y, x
+
+
+def draw_box(rng: np.random.Generator, shape: Size3, patch: Size3, voxel: Size3 | None) -> Box:
+    """A patch box with `voxel` in the middle, or anywhere if it is None; may hang out of `shape`.
+
+    Small scans are centred; a box around a voxel may reach beyond the far end (Isensee 2021).
+    """
+    starts = []
+    for axis, (n, m) in enumerate(zip(shape, patch, strict=True)):
+        lack = max(0, m - n)
+        first, last = -(lack // 2), n + lack // 2 + lack % 2 - m
+        if voxel is None:
+            starts.append(int(rng.integers(first, max(first, last) + 1)))
+        else:
+            starts.append(max(first, voxel[axis] - m // 2))
+    return _box(starts, patch)
+
+
+def grow(box: Box, size: Size3) -> Box:
+    """A box of `size` voxels around `box`, so that a centre crop gives it back."""
+    starts = [a - (n - m) // 2 for a, n, m in zip(box.start, size, box.shape, strict=True)]
+    return _box(starts, size)
+
+
+def read_patch(case: CachedCase, box: Box, *, ndim: int) -> Patch:
+    """The voxels of `box`, which must touch the scan, zeros outside; for `ndim` 2 the single slice as (c, y, x)."""
+    inner = Box(_size(max(a, 0) for a in box.start), _size(map(min, box.stop, case.shape)))
+    image, labels = case.read(inner)
+    grey = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
+    narrow = np.int16 if labels.dtype == np.uint8 else np.int32
+    values = torch.from_numpy(labels.astype(narrow))[None]
+    sides: list[int] = []
+    for a, b, start, stop in zip(box.start, box.stop, inner.start, inner.stop, strict=True):
+        sides = [start - a, b - stop, *sides]
+    if any(sides):
+        grey, values = pad(grey, sides), pad(values, sides)
+    return Patch(grey.squeeze(1), values.squeeze(1)) if ndim == 2 else Patch(grey, values)
+
+
+def _box(starts: Sequence[int], size: Size3) -> Box:
+    return Box(_size(starts), _size(a + n for a, n in zip(starts, size, strict=True)))
+
+
+def _size(numbers: Iterable[int]) -> Size3:
+    z, y, x = numbers
+    return z, y, x

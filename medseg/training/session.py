@@ -1,0 +1,206 @@
+"""What one fold trains with, and how it is put on disk and taken up again."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+
+from medseg import __version__
+from medseg.errors import TrainingError
+from medseg.io.cache import CachedCase, open_case
+from medseg.io.records import record_sha256, to_plain, write_record
+from medseg.losses.build import Loss, build_loss
+from medseg.networks.build import HeadedNetwork, build_network
+from medseg.training import checkpoint
+from medseg.training.optim import Schedule, build_optimizer
+from medseg.training.position import Position
+from medseg.training.probe import faster_device
+from medseg.training.step import averaged, new_average, new_scaler
+from medseg.types.plan import Plan
+
+_LOG = logging.getLogger("medseg")
+CHECKPOINT, WEIGHTS, METRICS, FACTS = "checkpoint.safetensors", "weights.safetensors", "metrics.jsonl", "run.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """Everything of a fold but its position; `facts` are what was decided on this machine, kept when resuming."""
+
+    plan: Plan
+    folder: Path
+    device: torch.device
+    network: HeadedNetwork
+    loss: Loss
+    optimizer: Optimizer
+    schedule: Schedule
+    scaler: GradScaler
+    average: Mapping[str, Tensor] | None
+    train: tuple[CachedCase, ...]
+    val: tuple[CachedCase, ...]
+    facts: Mapping[str, Any]
+    workers: int
+    asked_to_stop: Callable[[], int | None]
+
+
+def identity(plan: Plan, train_ids: Sequence[str], val_ids: Sequence[str]) -> str:
+    """Hash of all that decides the weights; a checkpoint with another one is not taken up."""
+    parts = [plan.channels, plan.labels, plan.preprocess, plan.network, plan.sampling]
+    training = replace(plan.training, precision="fp32")
+    return record_sha256([*(to_plain(part) for part in parts), to_plain(training), list(train_ids), list(val_ids)])
+
+
+def find_checkpoint(folder: Path, expected: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors and values of the checkpoint in `folder`, None if there is none.
+
+    Raises TrainingError if it belongs to another plan or split.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    tensors, values = checkpoint.load(path)
+    if values["identity"] != expected:
+        raise TrainingError(
+            "was trained with another plan or other cases", where=folder, hint="choose another output folder"
+        )
+    return tensors, values
+
+
+def open_session(
+    plan: Plan,
+    cases: tuple[Sequence[str], Sequence[str]],
+    cache: Path,
+    folder: Path,
+    *,
+    device: torch.device,
+    workers: int,
+    facts: Mapping[str, Any] | None,
+    asked_to_stop: Callable[[], int | None],
+) -> Session:
+    """Build network, loss and optimiser, open the (train, val) `cases`, and decide what `facts` do not hold yet."""
+    torch.manual_seed(plan.training.seed)
+    network = build_network(
+        plan.network,
+        channels=len(plan.channels),
+        outputs=plan.labels.outputs(),
+        deep_supervision=plan.training.deep_supervision,
+    ).to(device)
+    optimizer, schedule = build_optimizer(network, plan.training.optimizer, plan.training.schedule)
+    train = tuple(open_case(cache, case) for case in cases[0])
+    if not train:
+        raise TrainingError("no training cases", where=folder, hint="check the splits")
+    return Session(
+        plan=plan,
+        folder=folder,
+        device=device,
+        network=network,
+        loss=build_loss(plan.training.losses),
+        optimizer=optimizer,
+        schedule=schedule,
+        scaler=new_scaler(plan.training.precision, device),
+        average=None if plan.training.ema is None else new_average(network),
+        train=train,
+        val=tuple(open_case(cache, case) for case in cases[1]),
+        facts=_facts(plan, train, device, workers, facts),
+        workers=workers,
+        asked_to_stop=asked_to_stop,
+    )
+
+
+def restore(session: Session, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Position:
+    """Put a checkpoint's tensors in place; returns where it was."""
+    checkpoint.unpack(tensors, session.network, session.optimizer, session.average)
+    if session.scaler.is_enabled() and values["scaler"]:
+        session.scaler.load_state_dict(values["scaler"])
+    return Position(**values["position"])
+
+
+def save(session: Session, position: Position, *, expected: str, finished: bool = False) -> None:
+    """Write the resume point."""
+    values = {
+        "identity": expected,
+        "position": asdict(position),
+        "facts": dict(session.facts),
+        "scaler": session.scaler.state_dict() if session.scaler.is_enabled() else None,
+        "finished": finished,
+    }
+    tensors = checkpoint.pack(session.network, session.optimizer, session.average)
+    checkpoint.save(session.folder / CHECKPOINT, tensors, values)
+
+
+def save_weights(session: Session) -> Path:
+    """Write the weights that are kept: the averaged ones if the plan averages."""
+    path = session.folder / WEIGHTS
+    with averaged(session.network, session.average):
+        checkpoint.save(path, session.network.state_dict())
+    return path
+
+
+def write_facts(session: Session, position: Position, *, finished: bool) -> None:
+    """Write run.json: what ran, on what, how far."""
+    record = {
+        "schema": "medseg.run/1",
+        **session.facts,
+        "seed": session.plan.training.seed,
+        "train": [case.case_id for case in session.train],
+        "val": [case.case_id for case in session.val],
+        "planned_steps": session.plan.training.epochs * session.plan.training.steps_per_epoch,
+        "total_steps": position.total,
+        "steps": position.step,
+        "trained_s": round(position.trained_s, 3),
+        "finished": finished,
+    }
+    write_record(record, session.folder / FACTS)
+
+
+@contextmanager
+def own_randomness(device: torch.device) -> Iterator[None]:
+    """Leave torch's global generators and settings as they were; kernels on a GPU repeat their results."""
+    devices = [device] if device.type == "cuda" else []
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=devices):
+        if device.type != "cuda":
+            yield
+            return
+        torch.set_num_threads(1)  # loader threads work side by side; each with its own pool would fight
+        try:
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+                yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Make layers that draw numbers themselves (dropout) a function of (seed, step)."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, 2, step)).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+def _facts(
+    plan: Plan,
+    train: Sequence[CachedCase],
+    device: torch.device,
+    workers: int,
+    before: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    now = {
+        "medseg": __version__,
+        "torch": torch.__version__,
+        "device": device.type,
+        "precision": plan.training.precision,
+        "threads": torch.get_num_threads(),
+    }
+    if before is not None:
+        changed = {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}
+        if changed:
+            _LOG.warning("resumed with other %s: weights may differ in the last bits", changed)
+        kept = before["augment_on"] if device.type == before["device"] else "cpu"
+        return {**now, "augment_on": kept, "augment_s": before["augment_s"]}
+    chosen, seconds = faster_device(plan, train, device, workers=workers)
+    return {**now, "augment_on": str(chosen), "augment_s": seconds}

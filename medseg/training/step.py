@@ -1,0 +1,157 @@
+"""One optimiser step and one validation pass."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from medseg.errors import TrainingError
+from medseg.types.labels import Labels
+from medseg.types.plan import Precision
+from medseg.types.tensors import Batch, NetworkOutput
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_SMALLEST_SCALE = 2.0**-14  # fp16 gradients that overflow even at this scale will not recover
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimiser step is logged with."""
+
+    loss: float
+    terms: Mapping[str, float]
+    grad_norm: float
+
+
+def new_scaler(precision: Precision, device: torch.device) -> GradScaler:
+    """Loss scaling for fp16 on CUDA; elsewhere it does nothing."""
+    return GradScaler(device.type, enabled=precision == "fp16" and device.type == "cuda")
+
+
+def train_step(
+    network: nn.Module,
+    batch: Batch,
+    loss: Callable[..., object],
+    optimizer: Optimizer,
+    *,
+    scaler: GradScaler,
+    precision: Precision = "fp32",
+    clip_grad_norm: float | None = None,
+) -> StepResult:
+    """Forward in `precision`, loss in float32, backward, clip, update.
+
+    `loss` returns a LossValue. Raises TrainingError with the loss terms where loss or gradients are not finite.
+    """
+    network.train()
+    optimizer.zero_grad(set_to_none=True)
+    value = loss(forward(network, batch, precision), batch)
+    total: Tensor = value.total  # type: ignore[attr-defined]
+    terms = {name: float(term) for name, term in value.terms.items()}  # type: ignore[attr-defined]
+    if not math.isfinite(float(total)):
+        raise TrainingError(f"the loss is not finite: {_listed(terms)}")
+    scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+    scaler.unscale_(optimizer)
+    limit = clip_grad_norm if clip_grad_norm is not None else math.inf
+    norm = float(clip_grad_norm_(network.parameters(), limit))
+    lost = scaler.is_enabled() and scaler.get_scale() < _SMALLEST_SCALE
+    if not math.isfinite(norm) and (not scaler.is_enabled() or lost):
+        raise TrainingError(f"the gradients are not finite at loss {float(total):.6g}: {_listed(terms)}")
+    scaler.step(optimizer)
+    scaler.update()
+    return StepResult(float(total), terms, norm)
+
+
+def forward(network: nn.Module, batch: Batch, precision: Precision) -> NetworkOutput:
+    """The network's logits for a batch, computed in `precision` and returned in float32."""
+    dtype = _AUTOCAST.get(precision)
+    with torch.autocast(batch.image.device.type, dtype=dtype, enabled=dtype is not None):
+        output: NetworkOutput = network(batch.image)
+    return NetworkOutput(tuple(logits.float() for logits in output.logits))
+
+
+def new_average(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of all floating-point weights, to be updated by `update_average`."""
+    return {name: tensor.detach().clone() for name, tensor in _weights(network)}
+
+
+def update_average(average: Mapping[str, Tensor], network: nn.Module, decay: float, step: int) -> None:
+    """Move `average` towards the weights after `step` (0, 1, ...).
+
+    The decay rises as (1 + step) / (10 + step) up to `decay`, so that the first random weights are soon forgotten.
+    """
+    keep = min(decay, (1 + step) / (10 + step))
+    weights = dict(_weights(network))
+    torch._foreach_lerp_(list(average.values()), [weights[name].detach() for name in average], 1 - keep)
+
+
+@contextmanager
+def averaged(network: nn.Module, average: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """Within the block the network holds the averaged weights; afterwards its own again, bit for bit."""
+    if average is None:
+        yield
+        return
+    _swap(network, average)
+    try:
+        yield
+    finally:
+        _swap(network, average)
+
+
+def validate(
+    network: nn.Module, batches: Iterable[Batch], loss: Callable[..., object], labels: Labels, precision: Precision
+) -> dict[str, float]:
+    """Mean loss and Dice per class of the voxels of all batches together; NaN for a class that never occurs."""
+    network.eval()
+    total, seen = 0.0, 0
+    counts = torch.zeros(3, len(labels.items), dtype=torch.int64)
+    with torch.inference_mode():
+        for batch in batches:
+            output = forward(network, batch, precision)
+            total += float(loss(output, batch).total)  # type: ignore[attr-defined]
+            counts += overlaps(output.logits[0], batch.target).cpu()
+            seen += 1
+    dice = {name: _dice(*row) for name, row in zip(labels.names(), counts.T.tolist(), strict=True)}
+    known = [value for value in dice.values() if not math.isnan(value)]
+    mean = sum(known) / len(known) if known else math.nan
+    return {"val_loss": total / max(seen, 1), "dice": mean, **{f"dice {name}": v for name, v in dice.items()}}
+
+
+def overlaps(logits: Tensor, target: Tensor) -> Tensor:
+    """Voxels in both, in prediction and in reference, as (3, classes) int64; ignored voxels count nowhere."""
+    if logits.shape[1] == target.shape[1]:
+        kept = target >= 0
+        predicted, true = (logits > 0) & kept, target == 1
+        dims = [0, *range(2, logits.ndim)]
+        return torch.stack([(predicted & true).sum(dims), predicted.sum(dims), true.sum(dims)])
+    classes = logits.shape[1]
+    true = target[:, 0].flatten()
+    predicted = logits.argmax(1).flatten()
+    pairs = (true * classes + predicted)[true >= 0]
+    table = torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+    return torch.stack([table.diagonal(), table.sum(0), table.sum(1)])[:, 1:]
+
+
+def _dice(both: int, predicted: int, true: int) -> float:
+    return 2 * both / (predicted + true) if predicted + true else math.nan
+
+
+def _weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, t) for name, t in network.state_dict(keep_vars=True).items() if t.is_floating_point())
+
+
+def _swap(network: nn.Module, average: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, weight in _weights(network):
+            own = weight.clone()
+            weight.copy_(average[name])
+            average[name].copy_(own)
+
+
+def _listed(terms: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.6g}" for name, value in terms.items()) or "no terms"
