@@ -49,13 +49,11 @@ def network_forward(network: nn.Module, plan: Plan, device: torch.device, *, pre
     """
     network.eval()
     flat = plan.network.topology.ndim == 2
-    layout = torch.channels_last if flat else torch.channels_last_3d
 
     def forward(image: Tensor) -> Tensor:
         dtype = _AUTOCAST.get(precision)
         with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            window = image.squeeze(2) if flat else image
-            logits: Tensor = network(window.contiguous(memory_format=layout)).logits[0]
+            logits: Tensor = network(image.squeeze(2) if flat else image).logits[0]
         return (logits.unsqueeze(2) if flat else logits).float()
 
     return forward
@@ -101,6 +99,4 @@ def _load(bundle: ModelBundle, member: Member, device: torch.device) -> nn.Modul
         raise BundleError(
             f"weights do not fit the plan ({reason})", where=path, hint="copy the whole bundle again"
         ) from error
-    layout = torch.channels_last if plan.network.topology.ndim == 2 else torch.channels_last_3d
-    placed: nn.Module = network.to(device).to(memory_format=layout)  # type: ignore[call-overload]
-    return placed
+    return network.to(device).eval()

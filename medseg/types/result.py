@@ -1,7 +1,7 @@
 """What runs leave behind."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -55,13 +55,14 @@ class CaseReport:
 
 @dataclass(frozen=True)
 class RunReport:
-    """`report.json`."""
+    """`report.json`; `settings` are the options that change results, as text."""
 
     schema: Literal["medseg.report/1"]
     medseg: str
     bundle_sha256: str
     device: str
     cases: tuple[CaseReport, ...]
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,13 @@ class LabelScores:
 
 @dataclass(frozen=True)
 class CaseScores:
-    """Metrics of one case, keyed by label name."""
+    """Metrics of one case, keyed by label name; there are none unless `status` is "ok".
+
+    "failed": a missing or unusable prediction; "skipped": a prediction without a reference. `error` says which.
+    """
 
     case_id: str
     labels: Mapping[str, LabelScores]
     unit: Literal["mm", "px"] = "mm"
+    status: Literal["ok", "skipped", "failed"] = "ok"
+    error: str | None = None
