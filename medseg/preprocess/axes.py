@@ -70,7 +70,7 @@ def nearest(positions: Float64[np.ndarray, " n"], source: int) -> Int64[np.ndarr
 
 def mixed_cells(low: Shaped[np.ndarray, "y x"], high: Shaped[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
     """Whether the eight corners of the cell that starts at (y, x) differ."""
-    cells = low != high
+    cells: np.ndarray = low != high
     for plane in (low, high):
         cells[:-1] |= plane[:-1] != plane[1:]
         cells[:, :-1] |= plane[:, :-1] != plane[:, 1:]

@@ -47,7 +47,7 @@ def prepare_image(image: Image, plan: Preprocess, *, coarse_order: int = 1) -> I
         replace(image, array=array, geometry=oriented), target, order=plan.image_order, coarse_order=coarse_order
     )
     voxels = moved.array
-    if voxels.dtype != np.float32 or not voxels.flags.c_contiguous or np.shares_memory(voxels, image.array):
+    if voxels.dtype != np.float32 or not voxels.flags.c_contiguous or np.may_share_memory(voxels, image.array):
         voxels = np.array(voxels, np.float32, order="C")
     for rule, channel in zip(rules, voxels, strict=True):
         channel[:] = rule(channel)

@@ -57,7 +57,7 @@ def anchor_scale(array: Volume, *, low: float = 1.0, high: float = 90.0, limit: 
 
 
 def fan_z_score(array: Volume) -> Volume:
-    """Zero mean and unit variance inside the ultrasound fan, 0 outside, so that black borders and text count nowhere."""
+    """Zero mean, unit variance inside the ultrasound fan and 0 outside; black borders and text count nowhere."""
     return _standardise(array, fan_mask(array))
 
 

@@ -6,7 +6,7 @@ class by class. Peak memory is the result, one slab of scores and a few planes, 
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, Shaped

@@ -138,7 +138,7 @@ def _resample_into(
 def _along_z(weights: Float32[np.ndarray, "Z z"], planes: Float32[np.ndarray, "z y x"]) -> np.ndarray:
     if weights.shape[0] == weights.shape[1] and np.array_equal(weights, np.eye(len(weights), dtype=np.float32)):
         return planes
-    flat = weights @ planes.reshape(len(planes), -1)
+    flat: np.ndarray = weights @ planes.reshape(len(planes), -1)
     return flat.reshape(len(weights), *planes.shape[1:])
 
 

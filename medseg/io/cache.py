@@ -1,0 +1,217 @@
+"""Preprocessed cases on disk as chunked arrays, from which a patch is read without reading the case.
+
+Per case: `<case>.image.b2nd` (exact float32), `<case>.labels.b2nd`, `<case>.foreground.safetensors` (sampled voxel
+positions per label value) and, written last, `<case>.json`. Blosc2 with Zstandard; chunks of one patch, in blocks of
+at most 128 KiB, so that any patch touches few of them. Half precision would halve size and reading time, but no longer
+be the image that was prepared.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import blosc2
+import numpy as np
+from jaxtyping import Float32, Int32, Shaped
+from safetensors.numpy import load_file, save_file
+
+from medseg.errors import DatasetError, GeometryError, MedsegError
+from medseg.io.files import file_sha256, whole_file
+from medseg.io.records import read_record, record_sha256, write_record
+from medseg.types.geometry import Box, Geometry, Size3
+from medseg.types.image import Image, LabelMap
+from medseg.types.labels import Labels
+from medseg.types.plan import Preprocess
+
+VERSION: Literal["medseg.cache/1"] = "medseg.cache/1"
+POSITIONS = 10_000
+_BLOCK_VOXELS = 32 * 32 * 32
+_PARTS = ("image.b2nd", "labels.b2nd", "foreground.safetensors")
+
+
+@dataclass(frozen=True)
+class _File:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """`<case>.json`; `sources` identifies the files the case was made of, `foreground_voxels` counts per value."""
+
+    schema: Literal["medseg.cache/1"]
+    case_id: str
+    channels: tuple[str, ...]
+    geometry: Geometry
+    foreground_voxels: dict[str, int]
+    sources: str
+    files: dict[str, _File]
+
+
+@dataclass(frozen=True, eq=False)
+class CachedCase:
+    """A case in the cache; `foreground` holds up to 10,000 voxel positions (z, y, x) per label value.
+
+    It holds paths, no open files, so it may be sent to other processes and read from several threads.
+    """
+
+    case_id: str
+    shape: Size3
+    channels: tuple[str, ...]
+    geometry: Geometry
+    foreground: dict[int, Int32[np.ndarray, "n 3"]]
+    foreground_voxels: dict[int, int]
+    stem: Path
+
+    def read(self, box: Box) -> tuple[Float32[np.ndarray, "c z y x"], Shaped[np.ndarray, "z y x"]]:
+        """Image and labels in `box`, which may reach outside the case: there both are 0.
+
+        Only the blocks that the box touches are read and decompressed, in the calling thread.
+        """
+        image, labels = (_part(self.stem, part) for part in _PARTS[:2])
+        return _read_box(image, box), _read_box(labels, box)
+
+
+def cache_key(preprocess: Preprocess, labels: Labels) -> str:
+    """Name of the cache of all cases prepared in this way; changes with the format of the cache."""
+    return hashlib.sha256(f"{VERSION} {record_sha256(preprocess)} {record_sha256(labels)}".encode()).hexdigest()
+
+
+def write_case(
+    folder: Path, case_id: str, image: Image, labels: LabelMap, *, patch: Size3, sources: Sequence[Path] = ()
+) -> None:
+    """Store a prepared case; it counts as present only when all of it is.
+
+    `sources` are the files or folders it was made of: their sizes and times are recorded, so that `is_complete` sees
+    changes. Positions are drawn with a fixed seed, without the ignore value. Raises GeometryError if the grids differ.
+    """
+    if not image.geometry.same_grid(labels.geometry):
+        raise GeometryError("image and labels lie on different grids", where=case_id, hint="prepare both alike")
+    stem = _stem(folder, case_id)
+    _part(stem, "json").unlink(missing_ok=True)
+    _write_array(_part(stem, _PARTS[0]), np.asarray(image.array, np.float32), patch, level=1)
+    _write_array(_part(stem, _PARTS[1]), labels.array, patch, level=5)
+    positions, counts = _sample_positions(labels)
+    with whole_file(_part(stem, _PARTS[2])) as temporary:
+        save_file({str(value): found for value, found in positions.items()}, temporary)
+    files = {part: _File(_part(stem, part).stat().st_size, file_sha256(_part(stem, part))) for part in _PARTS}
+    voxels = {str(value): count for value, count in counts.items()}
+    entry = _Entry(VERSION, case_id, image.channels, image.geometry, voxels, _identity(sources), files)
+    write_record(entry, _part(stem, "json"))
+
+
+def is_complete(folder: Path, case_id: str, *, sources: Sequence[Path] = (), verify: bool = False) -> bool:
+    """Whether all files of the case are there in their full size, made of `sources` as they are now.
+
+    Without `sources` their state is not compared; `verify` also compares the content (SHA-256).
+    """
+    stem = _stem(folder, case_id)
+    try:
+        entry = read_record(_part(stem, "json"), _Entry)
+        if entry.case_id != case_id or (sources and entry.sources != _identity(sources)):
+            return False
+        paths = {part: _part(stem, part) for part in _PARTS}
+        whole = all(paths[part].stat().st_size == entry.files[part].bytes for part in _PARTS)
+        return whole and (not verify or all(file_sha256(paths[part]) == entry.files[part].sha256 for part in _PARTS))
+    except (MedsegError, OSError, KeyError):
+        return False
+
+
+def open_case(folder: Path, case_id: str) -> CachedCase:
+    """A case that `write_case` stored; reads its record and foreground positions, no voxels.
+
+    Raises DatasetError where the case is missing or incomplete.
+    """
+    if not is_complete(folder, case_id):
+        raise DatasetError("not in the cache, or incomplete", where=f"{folder}: {case_id}", hint="prepare it again")
+    stem = _stem(folder, case_id)
+    entry = read_record(_part(stem, "json"), _Entry)
+    positions = {int(value): found for value, found in load_file(_part(stem, _PARTS[2])).items()}
+    return CachedCase(
+        case_id=case_id,
+        shape=entry.geometry.shape,
+        channels=entry.channels,
+        geometry=entry.geometry,
+        foreground=dict(sorted(positions.items())),
+        foreground_voxels={int(value): count for value, count in entry.foreground_voxels.items()},
+        stem=stem,
+    )
+
+
+def _stem(folder: Path, case_id: str) -> Path:
+    """Path without suffixes; characters that some file systems refuse are written as %XX."""
+    if not case_id:
+        raise DatasetError("a case has an empty id", where=folder, hint="name it")
+    escaped = "".join(f"%{ord(c):02X}" if c in '%/\\:*?"<>|' or ord(c) < 32 else c for c in case_id)
+    return folder / (f"%2E{escaped[1:]}" if escaped.startswith(".") else escaped)
+
+
+def _part(stem: Path, part: str) -> Path:
+    return stem.with_name(f"{stem.name}.{part}")
+
+
+def _write_array(path: Path, array: Shaped[np.ndarray, "*c z y x"], patch: Size3, *, level: int) -> None:
+    chunks = [min(n, p) for n, p in zip(array.shape[-3:], patch, strict=True)]
+    blocks = list(chunks)
+    while np.prod(blocks) > _BLOCK_VOXELS:
+        largest = int(np.argmax(blocks))
+        blocks[largest] = -(-blocks[largest] // 2)
+    lead = [1] * (array.ndim - 3)
+    with whole_file(path) as temporary:
+        blosc2.asarray(
+            np.ascontiguousarray(array),
+            urlpath=str(temporary),
+            mode="w",
+            chunks=(*lead, *chunks),
+            blocks=(*lead, *blocks),
+            cparams={"codec": blosc2.Codec.ZSTD, "clevel": level, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1},
+        )
+
+
+def _read_box(path: Path, box: Box) -> np.ndarray:
+    array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+    shape = array.shape[-3:]
+    lead = array.shape[:-3]
+    every = (slice(None),) * len(lead)
+    starts = [min(max(a, 0), n) for a, n in zip(box.start, shape, strict=True)]
+    stops = [min(max(b, a), n) for a, b, n in zip(starts, box.stop, shape, strict=True)]
+    inside = tuple(slice(a, b) for a, b in zip(starts, stops, strict=True))
+    if (tuple(starts), tuple(stops)) == (box.start, box.stop):
+        return np.asarray(array[(*every, *inside)])
+    out = np.zeros((*lead, *box.shape), array.dtype)
+    if all(b > a for a, b in zip(starts, stops, strict=True)):
+        there = tuple(slice(a - o, b - o) for a, b, o in zip(starts, stops, box.start, strict=True))
+        out[(*every, *there)] = array[(*every, *inside)]
+    return out
+
+
+def _sample_positions(labels: LabelMap) -> tuple[dict[int, Int32[np.ndarray, "n 3"]], dict[int, int]]:
+    """Up to 10,000 voxels (z, y, x) of each foreground value, in scan order, and how many there are."""
+    where = np.flatnonzero(labels.array)
+    values = labels.array.ravel()[where]
+    order = np.argsort(values, kind="stable")
+    found, starts = np.unique(values[order], return_index=True)
+    positions, counts = {}, {}
+    for value, group in zip(found.tolist(), np.split(order, starts)[1:], strict=True):
+        if value == labels.labels.ignore:
+            continue
+        counts[value] = len(group)
+        drawn = group
+        if len(group) > POSITIONS:
+            drawn = np.sort(np.random.default_rng([0, value]).choice(group, POSITIONS, replace=False))
+        index = np.unravel_index(where[drawn], labels.array.shape)
+        positions[value] = np.stack(index, axis=1).astype(np.int32)
+    return positions, counts
+
+
+def _identity(sources: Sequence[Path]) -> str:
+    """A hash of names, sizes and times of the files in `sources`."""
+    lines = [f"{path.name} {(s := path.stat()).st_size} {s.st_mtime_ns}" for path in _files(sources)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _files(sources: Iterable[Path]) -> Iterable[Path]:
+    for path in sources:
+        yield from sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else (path,)
