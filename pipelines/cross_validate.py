@@ -1,0 +1,56 @@
+"""Cross-validate every plan of a data set, keep the best and report on it.
+
+    python pipelines/cross_validate.py DATA OUT --vram 8 [--hours 2] [--preset unet] [--device auto]
+
+Plans (2d, 3d_fullres, ...) are trained on all five folds each; every case is thereby predicted once by networks that
+never saw it. Prints the mean Dice of each plan over these predictions and writes a page for the best. The time is five
+times `--hours` per plan; a run that was stopped continues where it was.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import medseg
+
+
+def main() -> None:
+    """Plan, train all folds of all plans, compare."""
+    parser = argparse.ArgumentParser(description="cross-validate all plans of a data set")
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--vram", type=float, required=True, help="GiB")
+    parser.add_argument("--hours", type=float, help="training time of one fold")
+    parser.add_argument("--preset", default="unet")
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+
+    plans = made_before(arguments.out)
+    if not plans:
+        device = None if arguments.device == "auto" else arguments.device
+        budget = medseg.Budget(vram_gib=arguments.vram, hours=arguments.hours, device=device)
+        plans = medseg.plan(arguments.dataset, arguments.out, budget=budget, preset=arguments.preset)
+    results = {}
+    for plan in plans:
+        run = arguments.out / plan.name
+        bundle = medseg.train(plan, arguments.dataset, run, folds="cv", device=arguments.device)
+        page = medseg.write_report(run, arguments.dataset)
+        results[plan.name] = out_of_fold_dice(bundle)
+        print(f"{plan.name}: mean Dice {results[plan.name]:.4f} out of fold, {page}", flush=True)
+    best = max(results, key=lambda name: results[name])
+    print(f"best: {best}, predict with: medseg predict {arguments.out / best} SCANS -o OUT")
+
+
+def made_before(out: Path) -> tuple[medseg.Plan, ...]:
+    """Plans of an earlier, interrupted call: planning again could time the steps differently."""
+    return tuple(medseg.load_plan(path) for path in sorted(out.glob("plan-*.json")))
+
+
+def out_of_fold_dice(bundle: medseg.ModelBundle) -> float:
+    """Mean Dice over classes and cases from the scores a bundle carries."""
+    scores = json.loads((bundle.root / "scores.json").read_text(encoding="utf-8"))
+    return float(scores["mean"]["dice"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+from medseg.cli.app import app
+
+SURFACE = {
+    "check": {"DATASET"},
+    "plan": {"DATASET", "--vram", "--out", "-o", "--ram", "--hours", "--device", "--preset"},
+    "train": {"PLAN", "DATASET", "--out", "-o", "--fold", "--device"},
+    "predict": {
+        *("BUNDLE", "INPUTS", "--out", "-o", "--device", "--folds", "--tta", "--no-tta", "--overlap", "--resume"),
+        *("--save-probabilities", "--format", "--clean", "--no-clean", "--trust"),
+    },
+    "evaluate": {"PREDICTIONS", "REFERENCES", "--labels", "--tolerance", "--out", "-o"},
+    "report": {"RUN", "DATASET", "--out", "-o"},
+}
+
+
+def surface(command):
+    return {name for argument in app[command].assemble_argument_collection() for name in argument.names}
+
+
+def test_commands_change_on_purpose_only():
+    assert {name for name in app if not name.startswith("-")} == set(SURFACE)
+
+
+def test_options_change_on_purpose_only():
+    assert {command: surface(command) for command in SURFACE} == SURFACE
