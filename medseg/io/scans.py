@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medseg.errors import MedsegError
-from medseg.io.dicom_series import find_series
+from medseg.io.dicom_series import group_files
 from medseg.io.images import image_stem, is_dicom, is_image
 from medseg.types.dataset import Case
 
@@ -50,31 +49,11 @@ def find_cases(inputs: Sequence[Path], channels: tuple[str, ...]) -> tuple[tuple
 
 
 def _in_folder(folder: Path, refused: dict[Path, str]) -> list[_Scan]:
-    scans = []
-    has_dicom = False
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file() or any(part.startswith(".") for part in path.relative_to(folder).parts):
-            continue
-        if path.name == "DICOMDIR" or is_dicom(path):
-            has_dicom = True
-        elif is_image(path):
-            scans.append(_Scan(path, image_stem(path), path.parent))
-        elif not path.with_suffix(".mhd").is_file():
-            refused[path] = "no image file"
-    if has_dicom:
-        scans.extend(_series_below(folder, refused))
-    return scans
-
-
-def _series_below(folder: Path, refused: dict[Path, str]) -> list[_Scan]:
-    """One scan per DICOM series: the folder that holds it and no other series, or its only file."""
-    try:
-        series, wrong = find_series(folder)
-    except MedsegError as problem:
-        refused[folder] = str(problem)
-        return []
+    """Image files, and one scan per DICOM series: the folder that holds it and no other series, or its only file."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _is_hidden(path, folder)]
+    scans = [_Scan(path, image_stem(path), path.parent) for path in files if is_image(path)]
+    series, wrong = group_files(path for path in files if not is_image(path) and not _is_voxel_file(path))
     refused.update({path: reason for path, reason in wrong.items() if path.name != "DICOMDIR"})
-    scans = []
     for one in series:
         home = Path(os.path.commonpath([file.parent for file in one.files]))
         others = [file for other in series if other is not one for file in other.files]
@@ -85,6 +64,15 @@ def _series_below(folder: Path, refused: dict[Path, str]) -> list[_Scan]:
         else:
             refused[one.files[0]] = "its folder holds several series; put the files of each into a folder of its own"
     return scans
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _is_voxel_file(path: Path) -> bool:
+    """Whether `path` holds the voxels of a detached header beside it."""
+    return path.suffix.lower() in {".raw", ".zraw"} and path.with_suffix(".mhd").is_file()
 
 
 def _group(scans: list[_Scan], channels: tuple[str, ...], refused: dict[Path, str]) -> list[tuple[_Scan, list[Path]]]:

@@ -8,7 +8,7 @@ from jaxtyping import Float32, Float64, Shaped
 
 from medseg.planning.atlas import pooled, standardised
 
-SIMILAR = 0.995
+SIMILAR = 0.99
 THUMBNAIL = 16
 _ROWS = 2048
 

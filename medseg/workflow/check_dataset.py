@@ -44,7 +44,7 @@ def check_dataset(folder: Path, *, workers: int | None = None, report: Report = 
     differ (by more than the larger of 0.01 mm and 1 % of a voxel: error, less: repaired on reading, warning);
     values that are no label, fractions, empty label maps, labels that never occur; NaN, infinite and constant images;
     channel counts; scans with and without spacing; images that look the same in different groups (correlation of
-    16 x 16 (x 16) thumbnails above 0.995); given splits with a group on both sides. Never raises for what it finds.
+    16 x 16 (x 16) thumbnails above 0.99); given splits with a group on both sides. Never raises for what it finds.
     """
     dataset, found = survey(folder)
     faults = list(found)

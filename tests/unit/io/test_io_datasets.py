@@ -1,0 +1,339 @@
+"""Dataset folders in both layouts, with and without faults, and cases to predict."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset as DicomDataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from medseg.errors import DatasetError, GeometryError
+from medseg.io.dataset_json import read_header
+from medseg.io.datasets import find_cases, read_dataset, survey
+from medseg.io.images import write_labels
+from medseg.io.pairs import in_order, read_pair
+from medseg.types.dataset import Case
+from medseg.types.geometry import Geometry
+from medseg.types.image import LabelMap
+from medseg.types.labels import Label, Labels
+
+PLAIN = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+
+def describe(folder: Path, **content) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "dataset.json").write_text(json.dumps({**PLAIN, **content}), encoding="utf-8")
+    return folder
+
+
+def faults_of(folder: Path, severity: str) -> list[str]:
+    return [f"{f.case} {f.file} {f.what}" for f in survey(folder)[1] if f.severity == severity]
+
+
+def test_reads_channels_labels_and_cases_of_the_v2_layout(tmp_path):
+    folder = describe(
+        tmp_path / "mit Leer & Ümlaut",
+        name="Demo",
+        channel_names={"0": "T1", "1": "T2"},
+        labels={"background": 0, "tumour": 2, "organ": 1, "ignore": 3},
+        numTraining=2,
+    )
+    touch(folder, *(f"imagesTr/{c}_{i:04d}.nii.gz" for c in ("b.1", "a_7") for i in (0, 1)))
+    touch(folder, "labelsTr/b.1.nii.gz", "labelsTr/a_7.nii.gz", "imagesTr/._a_7_0000.nii.gz", "imagesTs/z_0000.nii.gz")
+    dataset = read_dataset(folder)
+    assert (dataset.name, dataset.channels) == ("Demo", ("T1", "T2"))
+    assert dataset.labels == Labels((Label("organ", (1,)), Label("tumour", (2,))), ignore=3)
+    assert [case.id for case in dataset.cases] == ["a_7", "b.1"]
+    assert [p.name for p in dataset.cases[1].images] == ["b.1_0000.nii.gz", "b.1_0001.nii.gz"]
+    assert dataset.cases[0].label == folder / "labelsTr" / "a_7.nii.gz"
+    assert survey(folder)[1] == ()
+
+
+def test_reads_the_decathlon_layout_with_all_channels_in_one_file(tmp_path):
+    folder = tmp_path / "Task01"
+    folder.mkdir()
+    content = {
+        "name": "BRATS",
+        "modality": {"0": "FLAIR", "1": "T1w"},
+        "labels": {"0": "background", "1": "edema", "2": "tumor"},
+        "numTraining": 1,
+        "training": [{"image": "./imagesTr/BRATS_457.nii.gz", "label": "./labelsTr/BRATS_457.nii.gz"}],
+        "test": ["./imagesTs/BRATS_565.nii.gz"],
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+    touch(folder, "imagesTr/BRATS_457.nii.gz", "labelsTr/BRATS_457.nii.gz")
+    dataset = read_dataset(folder)
+    assert dataset.channels == ("FLAIR", "T1w")
+    assert dataset.labels.names() == ("edema", "tumor")
+    assert dataset.cases[0] == Case(
+        "BRATS_457", (folder / "imagesTr/BRATS_457.nii.gz",), folder / "labelsTr/BRATS_457.nii.gz"
+    )
+
+
+def test_listed_images_may_be_stored_one_file_per_channel(tmp_path):
+    row = {"image": "./imagesTr/c.nii.gz", "label": "./labelsTr/c.nii.gz"}
+    folder = describe(tmp_path / "v1", channel_names={"0": "a", "1": "b"}, training=[row])
+    touch(folder, "imagesTr/c_0000.nii.gz", "imagesTr/c_0001.nii.gz", "labelsTr/c.nii.gz")
+    assert [p.name for p in read_dataset(folder).cases[0].images] == ["c_0000.nii.gz", "c_0001.nii.gz"]
+
+
+def test_explicit_map_names_cases_and_files_freely(tmp_path):
+    cases = {"one": {"images": ["scans/x.mha"], "label": "truth/y.mha"}}
+    folder = describe(tmp_path / "d", dataset=cases)
+    touch(folder, "scans/x.mha", "truth/y.mha")
+    assert read_dataset(folder).cases == (Case("one", (folder / "scans/x.mha",), folder / "truth/y.mha"),)
+    describe(folder, dataset={"one": {"images": ["no.mha"], "label": "no2.mha"}, "../up": {"images": ["scans/x.mha"]}})
+    wrong = faults_of(folder, "error")
+    assert len(wrong) == 3
+    assert any("no.mha" in w for w in wrong)
+    assert any("no2.mha" in w for w in wrong)
+    assert any("file name" in w for w in wrong)
+
+
+def test_regions_take_order_and_written_values(tmp_path):
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "ring": 3}
+    folder = describe(tmp_path / "d", labels=labels, regions_class_order=[1, 2, 3])
+    touch(folder, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    found = read_dataset(folder).labels
+    assert found.are_regions()
+    assert [(item.name, item.values, item.written) for item in found.items] == [
+        ("whole", (1, 2, 3), 1),
+        ("core", (2, 3), 2),
+        ("ring", (3,), 3),
+    ]
+    describe(folder, labels={"whole": [1, 2], "core": [1]})
+    with pytest.raises(DatasetError, match="regions_class_order"):
+        read_dataset(folder)
+    describe(folder, labels=labels, regions_class_order=[1, 2])
+    with pytest.raises(DatasetError, match="3 whole numbers"):
+        read_dataset(folder)
+
+
+def test_values_need_not_be_consecutive_and_the_ending_is_inferred(tmp_path):
+    folder = describe(tmp_path / "us", labels={"lesion": 255}, file_ending=None)
+    touch(folder, "imagesTr/a_0000.png", "labelsTr/a.png")
+    dataset = read_dataset(folder)
+    assert dataset.labels.items == (Label("lesion", (255,)),)
+    assert dataset.cases[0].label == folder / "labelsTr/a.png"
+    touch(folder, "imagesTr/b_0000.tif", "labelsTr/b.tif")
+    with pytest.raises(DatasetError, match="file_ending"):
+        read_dataset(folder)
+
+
+def test_a_dicom_folder_is_an_image(tmp_path):
+    folder = describe(tmp_path / "d")
+    touch(folder, "imagesTr/a_0000/1.dcm", "imagesTr/b/1.dcm", "labelsTr/a.nii.gz", "labelsTr/b.nii.gz")
+    cases = read_dataset(folder).cases
+    assert [case.images for case in cases] == [(folder / "imagesTr/a_0000",), (folder / "imagesTr/b",)]
+
+
+def test_one_file_without_channel_number_holds_all_channels(tmp_path):
+    folder = describe(tmp_path / "d", channel_names={"0": "a", "1": "b"})
+    touch(folder, "imagesTr/x_0001.nii.gz", "labelsTr/x_0001.nii.gz")
+    assert read_dataset(folder).cases == (
+        Case("x_0001", (folder / "imagesTr/x_0001.nii.gz",), folder / "labelsTr/x_0001.nii.gz"),
+    )
+
+
+def test_groups_from_json_or_csv_and_splits_from_a_file(tmp_path):
+    folder = describe(tmp_path / "d", groups={"a": "p1", "b": 7})
+    touch(folder, *(f"imagesTr/{c}_0000.nii.gz" for c in "ab"), *(f"labelsTr/{c}.nii.gz" for c in "ab"))
+    assert [case.group for case in read_dataset(folder).cases] == ["p1", "7"]
+    describe(folder)
+    (folder / "groups.csv").write_text("case,group\na,q\nzz,q\n", encoding="utf-8-sig")
+    (folder / "splits_final.json").write_text('[{"train": ["a"], "val": ["b"]}]')
+    dataset = read_dataset(folder)
+    assert [case.group for case in dataset.cases] == ["q", None]
+    assert (dataset.splits[0].train, dataset.splits[0].val) == (("a",), ("b",))
+    notes = faults_of(folder, "warning")
+    assert any("zz" in note for note in notes)
+    assert any("no group" in note for note in notes)
+    (folder / "groups.csv").write_text("name;patient\na;q\n")
+    (folder / "splits_final.json").write_text('{"train": ["a"]}')
+    wrong = faults_of(folder, "error")
+    assert any("groups.csv" in w for w in wrong)
+    assert any("splits_final.json" in w for w in wrong)
+
+
+def test_every_missing_and_extra_file_is_listed_at_once(tmp_path):
+    folder = describe(tmp_path / "d", channel_names={"0": "a", "1": "b"})
+    touch(folder, "imagesTr/ok_0000.nii.gz", "imagesTr/ok_0001.nii.gz", "imagesTr/ok_0002.nii.gz")
+    touch(folder, "labelsTr/ok.nii.gz", "labelsTr/noimage.nii.gz", "labelsTr/half.nii.gz", "imagesTr/half_0000.nii.gz")
+    touch(folder, "imagesTr/nolabel_0000.nii.gz", "imagesTr/nolabel_0001.nii.gz", "imagesTr/note.txt")
+    dataset, _ = survey(folder)
+    assert [case.id for case in dataset.cases] == ["ok"]
+    wrong, notes = faults_of(folder, "error"), faults_of(folder, "warning")
+    assert len(wrong) == 3
+    assert any("noimage" in w and "image is missing" in w for w in wrong)
+    assert any("half" in w and "0001 (b) is missing" in w for w in wrong)
+    assert any("nolabel" in w and "label map is missing" in w for w in wrong)
+    assert any("note.txt" in n for n in notes)
+    assert any("0002" in n for n in notes)
+    with pytest.raises(DatasetError) as caught:
+        read_dataset(folder)
+    assert all(part in str(caught.value) for part in ("noimage", "half", "nolabel", "3 faults"))
+
+
+def test_image_beyond_num_training_is_only_left_out(tmp_path):
+    folder = describe(tmp_path / "d", numTraining=1)
+    touch(folder, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "imagesTr/extra_0000.nii.gz")
+    assert [case.id for case in read_dataset(folder).cases] == ["a"]
+    assert any("extra" in note for note in faults_of(folder, "warning"))
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("{", "JSON"),
+        ("[1]", "object"),
+        ('{"labels": {"a": 1}}', "channel_names"),
+        ('{"channel_names": {"0": "CT"}}', "labels"),
+        ('{"channel_names": {"1": "CT"}, "labels": {"a": 1}}', "numbered"),
+        ('{"channel_names": ["CT"], "labels": {"a": 1}}', "channel names"),
+        ('{"channel_names": {"0": "CT"}, "labels": {"a": 1, "b": 1}}', "two names"),
+        ('{"channel_names": {"0": "CT"}, "labels": {"a": 1.5}}', "1.5"),
+        ('{"channel_names": {"0": "CT"}, "labels": {"a": true}}', "True"),
+        ('{"channel_names": {"0": "CT"}, "labels": {"background": 1}}', "background"),
+        ('{"channel_names": {"0": "CT"}, "labels": {"background": 0}}', "unique names"),
+        ('{"channel_names": {"0": "CT"}, "labels": {"a": [0, 1]}}', "background value"),
+        ('{"channel_names": {"0": "CT"}, "labels": {"a": 1, "ignore": 1}}', "ignore"),
+        ('{"channel_names": {"0": "CT"}, "labels": {"0": "x", "1": "a", "2": "a"}}', "twice"),
+    ],
+)
+def test_bad_description_is_a_fault_that_says_what(tmp_path, text, word):
+    (tmp_path / "dataset.json").write_text(text)
+    _, faults = read_header(tmp_path)
+    assert any(word in fault.what for fault in faults)
+    assert all(fault.fix for fault in faults)
+    with pytest.raises(DatasetError, match=r"dataset\.json"):
+        read_dataset(tmp_path)
+
+
+def test_several_faults_of_the_description_are_listed_together(tmp_path):
+    describe(tmp_path, channel_names={}, labels={"a": "x", "b": 2}, numTraining="four", groups=[1], file_ending=3)
+    assert len(faults_of(tmp_path, "error")) == 5
+
+
+def test_absent_folder_and_absent_description(tmp_path):
+    with pytest.raises(DatasetError, match="no such folder"):
+        read_dataset(tmp_path / "no")
+    with pytest.raises(DatasetError, match="is missing"):
+        read_dataset(tmp_path)
+    describe(tmp_path)
+    with pytest.raises(DatasetError) as caught:
+        read_dataset(tmp_path)
+    assert "imagesTr" in str(caught.value)
+    assert "labelsTr" in str(caught.value)
+
+
+def test_found_files_become_cases_with_unique_ids(tmp_path):
+    touch(tmp_path, "in/a.nii.gz", "in/sub/a.mha", "in/b.png", "in/notes.txt", "in/.hidden.nii.gz")
+    cases, refused = find_cases([tmp_path / "in", tmp_path / "in/b.png", tmp_path / "gone"], ("CT",))
+    assert [case.id for case in cases] == ["in_a", "b", "sub_a"]
+    assert [path.name for path in refused] == ["notes.txt", "gone"]
+    assert cases[1].images == (tmp_path / "in/b.png",)
+
+
+def test_zero_suffix_is_dropped_only_if_every_file_has_it(tmp_path):
+    touch(tmp_path, "a/x_0000.nii.gz", "a/y_0000.nii.gz", "b/x_0000.nii.gz", "b/y_0001.nii.gz")
+    assert [case.id for case in find_cases([tmp_path / "a"], ("CT",))[0]] == ["x", "y"]
+    assert [case.id for case in find_cases([tmp_path / "b"], ("CT",))[0]] == ["x_0000", "y_0001"]
+
+
+def test_channels_are_joined_and_incomplete_cases_refused(tmp_path):
+    touch(tmp_path, "x_0000.mha", "x_0001.mha", "y_0000.mha", "z_0000.mha", "z_0001.mha", "z_0002.mha", "all.mha")
+    cases, refused = find_cases([tmp_path], ("T1", "T2"))
+    assert {case.id: len(case.images) for case in cases} == {"all": 1, "x": 2, "z": 2}
+    assert {path.name for path in refused} == {"y_0000.mha", "z_0002.mha"}
+    assert "T2" in refused[tmp_path / "y_0000.mha"]
+
+
+def test_empty_folder_is_refused(tmp_path):
+    assert find_cases([tmp_path], ("CT",)) == ((), {tmp_path: "holds no image file"})
+
+
+def slice_file(path: Path, series: str, number: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = CTImageStorage
+    meta.MediaStorageSOPInstanceUID = f"{series}.{number}"
+    item = DicomDataset()
+    item.file_meta = meta
+    item.SOPClassUID, item.SOPInstanceUID, item.Modality = CTImageStorage, f"{series}.{number}", "CT"
+    item.SeriesInstanceUID, item.FrameOfReferenceUID = series, "1.2.3"
+    item.Rows = item.Columns = 4
+    item.SamplesPerPixel, item.PhotometricInterpretation = 1, "MONOCHROME2"
+    item.BitsAllocated = item.BitsStored = 16
+    item.HighBit, item.PixelRepresentation = 15, 0
+    item.PixelSpacing, item.SliceThickness = [1, 1], 2
+    item.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    item.ImagePositionPatient = [0, 0, 2 * number]
+    item.PixelData = np.full((4, 4), number, np.uint16).tobytes()
+    item.save_as(path, enforce_file_format=True)
+
+
+def test_each_dicom_series_in_a_tree_is_a_case(tmp_path):
+    for number in range(3):
+        slice_file(tmp_path / "tree/ct one" / f"{number}", "1.2.4", number)
+        slice_file(tmp_path / "tree/split" / f"part{number}/s.dcm", "1.2.5", number)
+        slice_file(tmp_path / "tree/mixed" / f"m{number}.dcm", f"1.2.{6 + number // 2}", number)
+    touch(tmp_path, "tree/ct one/readme.txt")
+    cases, refused = find_cases([tmp_path / "tree"], ("CT",))
+    assert [(case.id, case.images) for case in cases] == [
+        ("ct one", (tmp_path / "tree/ct one",)),
+        ("m2", (tmp_path / "tree/mixed/m2.dcm",)),
+        ("split", (tmp_path / "tree/split",)),
+    ]
+    assert {path.name for path in refused} == {"m0.dcm", "readme.txt"}
+    assert "several series" in refused[tmp_path / "tree/mixed/m0.dcm"]
+
+
+def label_file(path: Path, origin: float = 0.0, shape=(3, 4, 5)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.zeros(shape, np.uint8)
+    array[1, 1:3] = 1
+    write_labels(LabelMap(array, Geometry(shape, (2.0, 1.0, 1.0), (origin, 0, 0)), Labels((Label("a", (1,)),))), path)
+
+
+@pytest.mark.parametrize(("shift", "warned"), [(0.0, 0), (0.004, 1), (0.02, None)])
+def test_pair_takes_the_grid_of_the_image_only_within_tolerance(tmp_path, shift, warned):
+    folder = describe(tmp_path)
+    label_file(folder / "imagesTr/a_0000.nii.gz")
+    label_file(folder / "labelsTr/a.nii.gz", origin=shift)
+    dataset = read_dataset(folder)
+    if warned is None:
+        with pytest.raises(GeometryError, match="origin"):
+            read_pair(dataset.cases[0], dataset)
+        return
+    image, labels = read_pair(dataset.cases[0], dataset)
+    assert labels.geometry == image.geometry
+    assert len(labels.warnings) == warned
+
+
+def test_pair_of_other_shape_or_without_label_is_refused(tmp_path):
+    folder = describe(tmp_path)
+    label_file(folder / "imagesTr/a_0000.nii.gz")
+    label_file(folder / "labelsTr/a.nii.gz", shape=(3, 4, 6))
+    dataset = read_dataset(folder)
+    with pytest.raises(GeometryError, match="shape"):
+        read_pair(dataset.cases[0], dataset)
+    with pytest.raises(DatasetError, match="no label map"):
+        read_pair(Case("a", dataset.cases[0].images), dataset)
+
+
+def test_results_come_in_order_and_an_error_ends_them():
+    cases = [Case(str(i), ()) for i in range(20)]
+    assert [(case.id, n) for case, n in in_order(lambda c: int(c.id) ** 2, cases, workers=3)] == [
+        (str(i), i * i) for i in range(20)
+    ]
+    with pytest.raises(ZeroDivisionError):
+        list(in_order(lambda c: 1 // (3 - int(c.id)), cases, workers=2))
