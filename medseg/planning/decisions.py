@@ -123,7 +123,8 @@ def mirror_axes(fingerprint: Fingerprint) -> Decision[tuple[int, ...]]:
     """Axes (z, y, x = 0, 1, 2) that may be mirrored in training and prediction.
 
     An axis qualifies if mean labels and mean image are much like their own mirror image. Mirroring an axis that is not
-    symmetric teaches scans that never occur and, where classes differ by their place along it, wrong labels.
+    symmetric teaches scans that never occur and, where classes differ by their place along it, wrong labels; not
+    mirroring one that is symmetric only costs some augmentation. So the limits are strict.
     """
     chosen, said = [], []
     for axis in range(3):
@@ -169,7 +170,7 @@ def _intensity(name: str, stats: IntensityStats, cases: Sequence[IntensityStats]
         kind = "ct" if AIR_HU[0] <= lowest <= AIR_HU[1] else "mr"
         near = "near that of air in HU" if kind == "ct" else "not that of air in HU"
         why += f" names no modality; the lowest value is {lowest:.6g}, {near}"
-    if kind == "ct":
+    if kind == "ct" and stats.p005 < stats.p995:
         return _hounsfield(why, stats)
     if kind == "cbct":
         return Decision(
@@ -212,7 +213,7 @@ def dataset_voxels(median: Vec3, cases: int) -> float:
 def batch_dice(labels: Labels, *, config: str, has_lowres: bool) -> Decision[bool]:
     """Whether Dice is computed over the batch (a patch may hold few classes) or per sample (Isensee 2021)."""
     if config == "2d":
-        return Decision(True, f"slices rarely hold all {len(labels.items)} classes: Dice over the batch")
+        return Decision(True, f"a slice may hold few or none of the {len(labels.items)} classes: Dice over the batch")
     if config == "3d_fullres" and has_lowres:
         return Decision(True, "the patch is a small part of the scan: Dice over the batch")
     return Decision(False, "the patch sees most of the scan: Dice per sample")

@@ -74,12 +74,12 @@ def explain(plan: Plan) -> str:
     }
     lines = [f"# {plan.name}", ""]
     lines += [f"- **{field}**: {value}" + _because(plan, field) for field, value in rows.items()]
-    rest = [f"- **{field}**: {reason}" for field, reason in plan.reasons.items() if field not in rows]
+    rest = [f"- **{field}**\n  {reason}" for field, reason in plan.reasons.items() if field not in rows]
     return "\n".join([*lines, *rest]) + "\n"
 
 
 def _because(plan: Plan, field: str) -> str:
-    return f" ({plan.reasons[field]})" if field in plan.reasons else ""
+    return f"\n  {plan.reasons[field]}" if field in plan.reasons else ""
 
 
 def _stopwatch(fingerprint: Fingerprint, budget: Budget) -> "tuple[Budget, SecondsOf]":

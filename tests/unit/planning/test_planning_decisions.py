@@ -54,7 +54,8 @@ def test_2d_images_keep_slices_and_pixels_without_spacing_stay():
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("CT", "ct"), ("CTA portal", "ct"), ("CBCT", "cbct"), ("cone-beam CT", "cbct"), ("T1w", "mr"), ("T2 FLAIR", "mr"),
+        ("CT", "ct"), ("CTA portal", "ct"), ("CBCT", "cbct"), ("cone-beam CT", "cbct"), ("T1w", "mr"),
+        ("T2 FLAIR", "mr"),
         ("MRI", "mr"), ("ADC", "mr"), ("mr_t1gd", "mr"), ("US", "us"), ("B-mode", "us"), ("ultrasound", "us"),
         ("Red", "colour"), ("noNorm", "none"), ("zscore", "mr"), ("channel_0", None), ("active", None), ("used", None),
     ],
@@ -88,6 +89,11 @@ def test_an_unknown_name_is_decided_from_the_values_and_said():
     assert decision.value[0].use == "clip_z_score" and "names no modality; the lowest value is -1000" in decision.reason
     other = decisions.intensity_steps(replace(air, cases=alike((9, 9, 9), (1.0, 1.0, 1.0), 2).cases))
     assert other.value[0].use == "z_score" and "names no modality; the lowest value is 0" in other.reason
+
+
+def test_ct_without_any_contrast_is_not_clipped_to_nothing():
+    constant = alike((9, 9, 9), (1.0,) * 3, 2, channels=("CT",), stats=with_stats(p005=5.0, p995=5.0, std=0.0))
+    assert decisions.intensity_steps(constant).value[0].use == "z_score"
 
 
 def test_every_channel_has_its_rule():
