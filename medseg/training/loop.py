@@ -25,6 +25,7 @@ from medseg.training.session import (
     Session,
     find_checkpoint,
     identity,
+    is_finished,
     open_session,
     own_randomness,
     restore,
@@ -96,7 +97,7 @@ def fit(
         asked = stack.enter_context(stop_requests())
         key = identity(plan, train_ids, val_ids)
         found = find_checkpoint(run, key)
-        if found is not None and found[1]["finished"] and (run / WEIGHTS).exists():
+        if found is not None and is_finished(run):
             return run / WEIGHTS
         session = open_session(
             plan,

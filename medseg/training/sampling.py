@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch.nn.functional import pad
 
 from medseg.io.cache import CachedCase
 from medseg.types.geometry import Box, Size3
@@ -75,17 +74,10 @@ def grow(box: Box, size: Size3) -> Box:
 
 
 def read_patch(case: CachedCase, box: Box, *, ndim: int) -> Patch:
-    """The voxels of `box`, which must touch the scan, zeros outside; for `ndim` 2 the single slice as (c, y, x)."""
-    inner = Box(_size(max(a, 0) for a in box.start), _size(map(min, box.stop, case.shape)))
-    image, labels = case.read(inner)
+    """The voxels of `box`, zeros outside the scan; for `ndim` 2 the single slice as (c, y, x)."""
+    image, labels = case.read(box)
     grey = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
-    narrow = np.int16 if labels.dtype == np.uint8 else np.int32
-    values = torch.from_numpy(labels.astype(narrow))[None]
-    sides: list[int] = []
-    for a, b, start, stop in zip(box.start, box.stop, inner.start, inner.stop, strict=True):
-        sides = [start - a, b - stop, *sides]
-    if any(sides):
-        grey, values = pad(grey, sides), pad(values, sides)
+    values = torch.from_numpy(labels.astype(np.int16 if labels.dtype == np.uint8 else np.int32))[None]
     return Patch(grey.squeeze(1), values.squeeze(1)) if ndim == 2 else Patch(grey, values)
 
 

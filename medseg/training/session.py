@@ -1,5 +1,6 @@
 """What one fold trains with, and how it is put on disk and taken up again."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -158,6 +159,15 @@ def write_facts(session: Session, position: Position, *, finished: bool) -> None
         "finished": finished,
     }
     write_record(record, session.folder / FACTS)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the fold trained in `folder` reached its end."""
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    return bool(facts.get("finished")) and (folder / WEIGHTS).exists()
 
 
 @contextmanager

@@ -1,0 +1,182 @@
+"""medseg train: prepare, fit each fold, validate whole volumes, choose cleaning, save the bundle."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from medseg.errors import DatasetError, MedsegError, PlanError, TrainingError
+from medseg.io.bundles import save_bundle
+from medseg.io.cache import cache_key, is_complete, write_case
+from medseg.io.datasets import read_dataset
+from medseg.io.pairs import in_order, read_pair
+from medseg.io.records import read_record, record_sha256, to_plain, write_record
+from medseg.planning.splits import make_splits
+from medseg.preprocess.chain import prepare_image, prepare_labels
+from medseg.training.loop import Hook, fit
+from medseg.training.session import WEIGHTS, is_finished
+from medseg.types.dataset import Case, Dataset, Split
+from medseg.types.plan import Plan
+from medseg.types.progress import Progress, Report, silent
+from medseg.types.result import ModelBundle
+from medseg.workflow.check_plan import check_plan, load_plan
+from medseg.workflow.devices import resolve_device, resolve_precision
+from medseg.workflow.validation import Validated, clean_and_score, validate_fold
+
+Fold = int | Literal["all"]
+Folds = Literal["cv", "all"] | int | Sequence[int]
+
+
+def prepare(plan: Plan, dataset: Dataset, folder: Path, *, workers: int | None = None, report: Report = silent) -> Path:
+    """Preprocess every labelled case into the cache below `folder`; returns the cache. Finished cases are skipped.
+
+    `workers` threads work side by side (None: one per core, at most 4). Raises DatasetError that lists every case that
+    failed; the others are kept.
+    """
+    cache = folder / "cache" / cache_key(plan.preprocess, plan.labels)[:16]
+    cases = _labelled(dataset)
+    wrong: list[str] = []
+    work = partial(_prepare_case, plan, dataset, cache)
+    limit = workers or min(4, os.cpu_count() or 1)
+    for done, (_, problem) in enumerate(in_order(work, cases, workers=limit), start=1):
+        wrong += [problem] if problem else []
+        report(Progress("prepare", done, len(cases)))
+    if wrong:
+        raise DatasetError(
+            f"{len(wrong)} of {len(cases)} cases cannot be prepared\n  " + "\n  ".join(wrong),
+            where=dataset.root,
+            hint="correct or remove them, then run the same command; finished cases are kept",
+        )
+    return cache
+
+
+def train(
+    plan: Plan | Path,
+    dataset: Path,
+    out: Path,
+    *,
+    folds: Folds = "cv",
+    device: str = "auto",
+    hooks: Sequence[Hook] = (),
+    report: Report = silent,
+    workers: int | None = None,
+) -> ModelBundle:
+    """Train the folds of a plan on a dataset folder into the run folder `out`; returns the bundle `out`/bundle.
+
+    `folds`: "cv" for all of the cross-validation, "all" for one network on all cases, or numbers. Finished folds are
+    not trained again; the bundle holds every fold that is finished, also of earlier calls. Cleaning is chosen from
+    out-of-fold predictions only. An interrupted call goes on where it stopped when called again.
+    Raises PlanError, DatasetError, TrainingError, or Interrupted after SIGTERM or Ctrl-C.
+    """
+    plan = load_plan(plan) if isinstance(plan, Path) else plan
+    refs = check_plan(plan)
+    data = read_dataset(dataset)
+    _check_match(plan, data)
+    where = resolve_device(device)
+    precision = resolve_precision(plan.training.precision, where)
+    _keep_plan(plan, out)
+    splits = _splits(data, out, folds)
+    wanted = _wanted(folds, splits, out)
+    cache = prepare(plan, data, out, workers=workers, report=report)
+    here = replace(plan, training=replace(plan.training, precision=precision))
+    loaders = workers if workers is not None else _loaders(where)
+    validated: list[Validated] = []
+    members: dict[Fold, Path] = {}
+    for fold in _with_finished(wanted, splits, out):
+        split = Split(tuple(case.id for case in _labelled(data)), ()) if fold == "all" else splits[int(fold)]
+        run = out / f"fold_{fold}"
+        members[fold] = run / WEIGHTS
+        if not is_finished(run):
+            fit(here, split.train, split.val, cache, run, device=where, hooks=hooks, report=report, workers=loaders)
+        validated += validate_fold(plan, data, split.val, run, device=where, precision=precision, report=report)
+    cleaned, scores = clean_and_score(plan, data, validated, report=report, workers=workers)
+    return save_bundle(out / "bundle", cleaned, members, {**scores, "members": [str(fold) for fold in members]}, refs)
+
+
+def _prepare_case(plan: Plan, dataset: Dataset, cache: Path, case: Case) -> str:
+    """Write one case into the cache; returns what went wrong, or nothing."""
+    sources = [*case.images, *([case.label] if case.label else [])]
+    try:
+        if is_complete(cache, case.id, sources=sources):
+            return ""
+        image, labels = read_pair(case, dataset)
+        prepared = prepare_image(image, plan.preprocess)
+        target = prepare_labels(labels, prepared.geometry, order=plan.preprocess.label_order)
+        write_case(cache, case.id, prepared, target, patch=plan.sampling.patch, sources=sources)
+    except (MedsegError, OSError) as error:
+        text = str(error)
+        return text if text.startswith(case.id) else f"{case.id}: {text}"
+    return ""
+
+
+def _labelled(dataset: Dataset) -> list[Case]:
+    return [case for case in dataset.cases if case.label is not None]
+
+
+def _check_match(plan: Plan, dataset: Dataset) -> None:
+    if plan.channels != dataset.channels:
+        raise PlanError(
+            f"plan is for channels {list(plan.channels)}, the data set has {list(dataset.channels)}",
+            where="channels",
+            hint="make the plan from this data set",
+        )
+    if plan.labels != dataset.labels:
+        raise PlanError("labels differ from the data set's", where="labels", hint="make the plan from this data set")
+
+
+def _keep_plan(plan: Plan, out: Path) -> None:
+    """Copy the plan into the run folder; a folder belongs to one plan."""
+    path = out / "plan.json"
+    if path.exists() and _essence(read_record(path, Plan)) != _essence(plan):
+        raise TrainingError("holds a run of another plan", where=out, hint="choose another output folder")
+    write_record(plan, path)
+
+
+def _essence(plan: Plan) -> str:
+    plain = to_plain(plan)
+    return record_sha256({key: plain[key] for key in plain if key not in ("name", "reasons", "postprocess", "origin")})
+
+
+def _splits(dataset: Dataset, out: Path, folds: Folds) -> tuple[Split, ...]:
+    """The folds of the run folder, made when first needed and then kept."""
+    path = out / "splits.json"
+    if not path.exists():
+        if folds == "all":
+            return ()
+        labelled = replace(dataset, cases=tuple(_labelled(dataset)))
+        write_record(make_splits(labelled), path)
+    splits = read_record(path, tuple[Split, ...])
+    known = {case.id for case in _labelled(dataset)}
+    lost = sorted({name for split in splits for name in (*split.train, *split.val)} - known)
+    if lost:
+        raise DatasetError(
+            f"cases {', '.join(lost[:5])} are in the splits but not in the data set",
+            where=path,
+            hint="restore them, or train into another output folder",
+        )
+    return splits
+
+
+def _wanted(folds: Folds, splits: tuple[Split, ...], out: Path) -> list[Fold]:
+    if folds == "all":
+        return ["all"]
+    chosen = list(range(len(splits))) if folds == "cv" else [folds] if isinstance(folds, int) else list(folds)
+    unknown = [fold for fold in chosen if fold not in range(len(splits))]
+    if unknown or not chosen:
+        raise TrainingError(f"no folds {unknown}", where=out, hint=f"folds are 0 to {len(splits) - 1}, cv or all")
+    return [int(fold) for fold in chosen]
+
+
+def _with_finished(wanted: Sequence[Fold], splits: tuple[Split, ...], out: Path) -> list[Fold]:
+    """Wanted folds, and those of earlier calls that are finished, in order."""
+    every: list[Fold] = [*range(len(splits)), "all"]
+    return [fold for fold in every if fold in wanted or is_finished(out / f"fold_{fold}")]
+
+
+def _loaders(device: torch.device) -> int:
+    """Threads that load batches: none on a CPU, whose cores are busy with training."""
+    return 0 if device.type == "cpu" else max(1, min(8, (os.cpu_count() or 1) - 1))

@@ -1,0 +1,168 @@
+"""Whole-volume validation of trained folds, and what is learnt from it: cleaning and scores."""
+
+import math
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from medseg.inference.ensemble import load_members, predict_scores
+from medseg.io.files import file_sha256, write_text
+from medseg.io.images import read_labels, write_labels
+from medseg.io.pairs import in_order, read_pair
+from medseg.io.records import write_record
+from medseg.metrics.cases import json_number, score_case, summarise
+from medseg.planning.cleaning import choose_cleaning
+from medseg.postprocess.chain import clean
+from medseg.preprocess.chain import prepare_image
+from medseg.preprocess.native import native_labels
+from medseg.types.dataset import Case, Dataset
+from medseg.types.image import LabelMap
+from medseg.types.plan import Plan, Precision, Step
+from medseg.types.progress import Progress, Report, silent
+from medseg.types.result import CaseScores, Member, ModelBundle
+
+Fold = int | str
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A case with the fold that never saw it and the label map predicted for it (without cleaning)."""
+
+    case: Case
+    fold: Fold
+    prediction: Path
+
+
+def validate_fold(
+    plan: Plan,
+    dataset: Dataset,
+    case_ids: Sequence[str],
+    folder: Path,
+    *,
+    device: torch.device,
+    precision: Precision,
+    report: Report = silent,
+) -> tuple[Validated, ...]:
+    """Predict the scans `case_ids` with the weights in `folder` (fold_k) into `folder`/validation, without cleaning.
+
+    The same steps as prediction. Cases that these weights have predicted before are kept.
+    """
+    cases = {case.id: case for case in dataset.cases}
+    fold = _fold_name(folder)
+    out = folder / "validation"
+    found = [Validated(cases[name], fold, out / f"{name}.nii.gz") for name in case_ids]
+    weights = folder / "weights.safetensors"
+    sha256 = file_sha256(weights)
+    _forget_others(out, sha256)
+    missing = [one for one in found if not one.prediction.exists()]
+    if not missing:
+        return tuple(found)
+    member = Member(fold if isinstance(fold, int) else "all", weights.name, sha256)
+    members = load_members(ModelBundle(folder, plan, (member,), {}), device=device, precision=precision)
+    for done, one in enumerate(missing, start=len(found) - len(missing) + 1):
+        image, _ = read_pair(one.case, dataset)
+        prepared = prepare_image(image, plan.preprocess)
+        slabs = predict_scores(members, prepared, plan, device=device)
+        write_labels(native_labels(slabs, prepared.geometry, image.geometry, plan.labels), one.prediction)
+        report(Progress(f"validate {folder.name}", done, len(found)))
+    return tuple(found)
+
+
+def clean_and_score(
+    plan: Plan, dataset: Dataset, validated: Sequence[Validated], *, report: Report = silent, workers: int | None = None
+) -> tuple[Plan, dict[str, object]]:
+    """The plan with the cleaning that out-of-fold predictions justify, and the scores before and after it.
+
+    Without validated cases the plan stays as it is.
+    """
+    if not validated:
+        return plan, {"schema": "medseg.scores/1", "cases": 0, "folds": []}
+    loaders = [partial(_pair, dataset, one) for one in validated]
+    decision = choose_cleaning(loaders, report=report, total=len(validated))
+    before = _scores(dataset, validated, (), report, workers)
+    after = _scores(dataset, validated, decision.value, report, workers) if decision.value else before
+    reasons = {**plan.reasons, "postprocess": decision.reason}
+    names = plan.labels.names()
+    scores: dict[str, object] = {
+        "schema": "medseg.scores/1",
+        "cases": len(validated),
+        "folds": sorted({one.fold for one in validated}, key=str),
+        "seed": plan.training.seed,
+        "mean_dice_before": json_number(_mean(_dice(before, name) for name in names)),
+        "mean_dice": json_number(_mean(_dice(after, name) for name in names)),
+        "dice_before": {name: json_number(_dice(before, name)) for name in names},
+        "dice": {name: json_number(_dice(after, name)) for name in names},
+        "cleaning": decision.reason,
+        "summary": summarise(after),
+        "per_case": [
+            {"case": one.case.id, "fold": one.fold, "dice_before": _row(first), "dice": _row(last)}
+            for one, first, last in zip(validated, before, after, strict=True)
+        ],
+    }
+    for folder in dict.fromkeys(one.prediction.parent.parent for one in validated):
+        rows = [row for one, row in zip(validated, before, strict=True) if one.prediction.parent.parent == folder]
+        write_record(_fold_scores(rows), folder / "validation_scores.json")
+    return replace(plan, postprocess=decision.value, reasons=reasons), scores
+
+
+def _pair(dataset: Dataset, one: Validated) -> tuple[LabelMap, LabelMap]:
+    _, reference = read_pair(one.case, dataset)
+    prediction = read_labels(one.prediction, dataset.labels)
+    return replace(prediction, geometry=reference.geometry), reference
+
+
+def _scores(
+    dataset: Dataset, validated: Sequence[Validated], steps: Sequence[Step], report: Report, workers: int | None
+) -> list[CaseScores]:
+    by_id = {one.case.id: one for one in validated}
+
+    def score(case: Case) -> CaseScores:
+        prediction, reference = _pair(dataset, by_id[case.id])
+        return score_case(case.id, clean(prediction, steps) if steps else prediction, reference)
+
+    rows = []
+    for _, row in in_order(score, [one.case for one in validated], workers=workers):
+        rows.append(row)
+        report(Progress("score", len(rows), len(validated)))
+    return rows
+
+
+def _fold_scores(rows: Sequence[CaseScores]) -> dict[str, object]:
+    return {
+        "schema": "medseg.scores/1",
+        "cleaning": "none",
+        "summary": summarise(rows),
+        "per_case": [{"case": row.case_id, "dice": _row(row)} for row in rows],
+    }
+
+
+def _row(scores: CaseScores) -> dict[str, float | str | None]:
+    return {name: json_number(label.dice) for name, label in scores.labels.items()}
+
+
+def _dice(rows: Sequence[CaseScores], name: str) -> float:
+    return _mean(row.labels[name].dice for row in rows)
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _forget_others(out: Path, sha256: str) -> None:
+    """Remove predictions of other weights."""
+    note = out / "weights.sha256"
+    if note.exists() and note.read_text(encoding="utf-8").strip() == sha256:
+        return
+    if out.exists():
+        shutil.rmtree(out)
+    write_text(note, sha256 + "\n")
+
+
+def _fold_name(folder: Path) -> Fold:
+    name = folder.name.removeprefix("fold_")
+    return int(name) if name.isdigit() else name
