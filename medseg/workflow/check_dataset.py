@@ -70,8 +70,9 @@ def format_faults(faults: Sequence[Fault]) -> str:
     width = max((len(fault.case) for fault in faults), default=0)
     lines = []
     for fault in faults:
-        place = "  ".join(part for part in (fault.case.ljust(width) if width else "", fault.file) if part)
-        lines.append(f"{fault.severity:<7}  {place or 'whole dataset'}".rstrip())
+        case = fault.case and fault.case.ljust(width)
+        place = "  ".join(part for part in (case, fault.file) if part) or "whole dataset"
+        lines.append(f"{fault.severity:<7}  {place}".rstrip())
         for text in (fault.what, f"fix: {fault.fix}"):
             lines += textwrap.wrap(text, 110, initial_indent=" " * 9, subsequent_indent=" " * 9)
     errors = sum(fault.severity == "error" for fault in faults)
@@ -128,7 +129,7 @@ def _values(case: str, file: str, labels: LabelMap, known: Labels) -> list[Fault
     counts = _counts(labels)
     unknown = {value: n for value, n in counts.items() if value not in known.known() and value != known.ignore}
     if unknown:
-        shown = ", ".join(f"{value} ({n} voxels)" for value, n in list(unknown.items())[:10])
+        shown = ", ".join(f"{value} ({_count(n, 'voxel')})" for value, n in list(unknown.items())[:10])
         more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
         fix = f"correct the label map, or add the value to labels in dataset.json ({sorted(known.known())} now)"
         return [Fault(case, file, "error", f"label map holds unknown values {shown}{more}", fix)]
