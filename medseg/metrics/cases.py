@@ -58,7 +58,7 @@ def summarise(scores: Sequence[CaseScores]) -> dict[str, object]:
     `n` cases with a finite value enter; those where it is undefined (`n_undefined`, both masks empty) or infinite
     (`n_infinite`, one empty) are counted apart, and null stands where no number exists. "mean" holds, per metric, the
     mean over labels of their means. Lesion counts are summed over cases; F1 = 2 found / (lesions + found + false).
-    Cases without scores are counted in "failed" and "skipped" and enter nothing else.
+    Failed cases are counted apart and enter nothing else.
     """
     names = list(dict.fromkeys(name for case in scores for name in case.labels))
     labels = {name: _summary([case.labels[name] for case in scores if name in case.labels]) for name in names}
@@ -66,10 +66,9 @@ def summarise(scores: Sequence[CaseScores]) -> dict[str, object]:
     for metric in _METRICS:
         values = [value for label in labels.values() if (value := _mean_of(label[metric])) is not None]
         mean[metric] = float(np.mean(values)) if values else None
-    units = sorted({case.unit for case in scores if case.status == "ok"})
-    counts = {status: sum(case.status == status for case in scores) for status in ("ok", "failed", "skipped")}
-    counts = {"cases": counts.pop("ok"), **counts}
-    return {**counts, "unit": "/".join(units), "mean": mean, "labels": labels}
+    scored = [case for case in scores if case.status == "ok"]
+    unit = "/".join(sorted({case.unit for case in scored}))
+    return {"cases": len(scored), "failed": len(scores) - len(scored), "unit": unit, "mean": mean, "labels": labels}
 
 
 def json_number(value: float) -> float | str | None:

@@ -84,13 +84,10 @@ class LabelScores:
 
 @dataclass(frozen=True)
 class CaseScores:
-    """Metrics of one case, keyed by label name; there are none unless `status` is "ok".
-
-    "failed": a missing or unusable prediction; "skipped": a prediction without a reference. `error` says which.
-    """
+    """Metrics of one case, keyed by label name; none if it failed: no or an unusable prediction, as `error` says."""
 
     case_id: str
     labels: Mapping[str, LabelScores]
     unit: Literal["mm", "px"] = "mm"
-    status: Literal["ok", "skipped", "failed"] = "ok"
+    status: Literal["ok", "failed"] = "ok"
     error: str | None = None

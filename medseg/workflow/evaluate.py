@@ -1,0 +1,198 @@
+"""medseg evaluate: score label maps against references of the same name."""
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from medseg.errors import DatasetError, ImageError, MedsegError
+from medseg.io.datasets import read_dataset
+from medseg.io.files import write_text
+from medseg.io.images import image_stem, is_image, read_image, read_labels
+from medseg.io.records import read_record
+from medseg.metrics.cases import json_number, score_case, summarise
+from medseg.types.image import LabelMap
+from medseg.types.labels import Label, Labels
+from medseg.types.plan import Plan
+from medseg.types.progress import Progress, Report, silent
+from medseg.types.result import CaseScores
+
+_LOG = logging.getLogger("medseg")
+
+
+def evaluate(
+    predictions: Path,
+    references: Path,
+    *,
+    labels: Labels | None = None,
+    tolerance_mm: float = 1.0,
+    report: Report = silent,
+) -> tuple[CaseScores, ...]:
+    """Scores of every reference, paired with the prediction of the same name; two folders, or two files.
+
+    Without `labels`, those of a dataset.json in or above the references are taken; without one, every value found
+    is a class of its own. A reference whose prediction is missing, unreadable or on another grid is a failed case,
+    last in the result; a prediction without reference is logged. Writes nothing. Raises DatasetError if there is no
+    reference or no name in common.
+    """
+    truth, guess = _maps(references), _maps(predictions)
+    if references.is_file() and predictions.is_file():
+        guess = dict(zip(truth, guess.values(), strict=True))
+    if not set(truth) & set(guess):
+        raise DatasetError(
+            f"none of {len(guess)} predictions has the name of one of {len(truth)} references",
+            where=references,
+            hint="give folders whose label maps are named alike",
+        )
+    extra = sorted(set(guess) - set(truth))
+    if extra:
+        _LOG.warning("no reference for %d predictions: %s", len(extra), ", ".join(extra[:10]))
+    known = labels or _stated_labels(references)
+    read: Callable[[Path], LabelMap] = _reader(known or _found_labels([*truth.values(), *guess.values()]), known)
+    scores = []
+    for number, (name, path) in enumerate(truth.items(), start=1):
+        scores.append(_score(name, guess.get(name), path, read, tolerance_mm))
+        report(Progress("evaluate", number, len(truth)))
+    return tuple(sorted(scores, key=lambda case: case.status != "ok"))
+
+
+def read_label_names(path: Path) -> Labels:
+    """The classes named by a plan, a model bundle, a dataset.json, or a folder that holds one of them.
+
+    Raises DatasetError if there is none.
+    """
+    folder = path if path.is_dir() else path.parent
+    if path.name == "dataset.json" or (path.is_dir() and (path / "dataset.json").is_file()):
+        return read_dataset(folder).labels
+    plan = path / "plan.json" if path.is_dir() else path
+    if not plan.is_file():
+        raise DatasetError("names no classes", where=path, hint="give a dataset.json, a plan or a model bundle")
+    return read_record(plan, Plan).labels
+
+
+def write_scores(scores: Sequence[CaseScores], out: Path) -> None:
+    """Write `scores.json` (summary, then every case) and `scores.csv` (a row per case and label) to a folder."""
+    write_evaluation(scores, out / "scores.json", out / "scores.csv")
+
+
+def write_evaluation(scores: Sequence[CaseScores], out_json: Path, out_csv: Path) -> None:
+    """Write the summary and every case as JSON, and a row per case and label as CSV.
+
+    Undefined values (both masks empty) are null in JSON and empty in CSV; infinite distances (one empty) are the
+    text "inf" in both; `state` says which mask was empty.
+    """
+    cases = [
+        {**asdict(case), "labels": {name: _numbers(asdict(row)) for name, row in case.labels.items()}}
+        for case in scores
+    ]
+    text = json.dumps({"summary": summarise(scores), "cases": cases}, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(out_json, text + "\n")
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, lineterminator="\n")
+    names = list(next((asdict(row) for case in scores for row in case.labels.values()), {}))
+    writer.writerow(["case", "label", "unit", "status", "error", *names])
+    for case in scores:
+        rows = {name: _numbers(asdict(row)) for name, row in case.labels.items()} or {"": dict.fromkeys(names)}
+        for label, row in rows.items():
+            writer.writerow([case.case_id, label, case.unit, case.status, case.error, *(row[name] for name in names)])
+    write_text(out_csv, table.getvalue())
+
+
+def format_table(scores: Sequence[CaseScores]) -> str:
+    """The summary as text: a line per label, the mean over labels, and every failed case."""
+    summary = summarise(scores)
+    unit = summary["unit"] or "mm"
+    rows = [["label", "Dice", "IoU", f"HD95 {unit}", f"surface {unit}", "NSD", "F1", "n", "undefined", "infinite"]]
+    for name, values in _mapping(summary["labels"]).items():
+        columns = [_mapping(values[metric]) for metric in ("dice", "iou", "hd95_mm", "mean_surface_mm", "nsd")]
+        counts = [columns[0]["n"], columns[0]["n_undefined"], columns[2]["n_infinite"]]
+        f1 = _mapping(values["lesions"])["f1"]
+        rows.append([name, *(_short(column["mean"]) for column in columns), _short(f1), *map(str, counts)])
+    mean = _mapping(summary["mean"])
+    rows.append(["mean", *(_short(mean[m]) for m in ("dice", "iou", "hd95_mm", "mean_surface_mm", "nsd"))])
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=False)).rstrip() for row in rows]
+    lines += [f"failed: {case.case_id}: {case.error}" for case in scores if case.status == "failed"]
+    return "\n".join(lines)
+
+
+def _score(
+    name: str, prediction: Path | None, reference: Path, read: Callable[[Path], LabelMap], tolerance_mm: float
+) -> CaseScores:
+    if prediction is None:
+        return CaseScores(name, {}, status="failed", error=f"no prediction for {reference}. predict this case")
+    try:
+        return score_case(name, read(prediction), read(reference), tolerance_mm=tolerance_mm)
+    except MedsegError as error:
+        return CaseScores(name, {}, status="failed", error=str(error))
+
+
+def _maps(path: Path) -> dict[str, Path]:
+    """Label maps of a folder (not below it), or one file, by name without suffix."""
+    if not path.exists():
+        raise DatasetError("does not exist", where=path, hint="give a folder of label maps")
+    files = sorted(p for p in path.iterdir() if p.is_file() and is_image(p)) if path.is_dir() else [path]
+    named: dict[str, Path] = {}
+    for file in files:
+        name = image_stem(file)
+        if name in named:
+            raise DatasetError(f"holds {named[name].name} and {file.name}", where=path, hint="keep one of them")
+        named[name] = file
+    if not named:
+        raise DatasetError("holds no label map", where=path, hint="give a folder of label maps")
+    return named
+
+
+def _stated_labels(references: Path) -> Labels | None:
+    folder = references if references.is_dir() else references.parent
+    for place in (folder, folder.parent):
+        if (place / "dataset.json").is_file():
+            return read_label_names(place / "dataset.json")
+    return None
+
+
+def _reader(labels: Labels, known: Labels | None) -> Callable[[Path], LabelMap]:
+    """How to read a label map: only known values, or any whole number where no classes were stated."""
+    if known is not None:
+        return lambda path: read_labels(path, labels)
+
+    def read(path: Path) -> LabelMap:
+        image = read_image([path])
+        return LabelMap(_whole(image.array[0], path), image.geometry, labels)
+
+    return read
+
+
+def _found_labels(paths: Sequence[Path]) -> Labels:
+    """A class per value that any of the files holds; unreadable files fail later, with their case."""
+    values: set[int] = set()
+    for path in paths:
+        try:
+            values.update(map(int, np.unique(_whole(read_image([path]).array[0], path))))
+        except MedsegError:
+            continue
+    return Labels(tuple(Label(str(value), (value,)) for value in sorted(values - {0}) or [1]))
+
+
+def _whole(array: np.ndarray, path: Path) -> np.ndarray:
+    whole = np.rint(array)
+    if (whole != array).any() or whole.min() < 0 or whole.max() > np.iinfo(np.uint16).max:
+        raise ImageError("is no label map: its values are not whole numbers from 0 to 65535", where=path, hint="check")
+    return np.asarray(whole, np.uint16)
+
+
+def _numbers(row: Mapping[str, object]) -> dict[str, object]:
+    return {name: json_number(value) if isinstance(value, float) else value for name, value in row.items()}
+
+
+def _mapping(value: object) -> Mapping[str, Mapping[str, object]]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _short(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "-"

@@ -1,0 +1,192 @@
+"""One scan through a model: prepare, predict, back to the scan's own grid, clean."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+
+from medseg.errors import DatasetError, ImageError
+from medseg.inference.ensemble import load_members, predict_scores
+from medseg.inference.sliding_window import Forward
+from medseg.io.bundles import MANIFEST, load_bundle
+from medseg.io.images import read_image
+from medseg.io.scans import find_cases
+from medseg.postprocess.chain import clean
+from medseg.postprocess.components import voxel_values
+from medseg.preprocess.chain import prepare_image
+from medseg.preprocess.native import most_probable, native_labels, native_probabilities
+from medseg.types.geometry import Geometry
+from medseg.types.image import Image, LabelMap
+from medseg.types.plan import Plan
+from medseg.types.progress import Report, silent
+from medseg.types.result import ModelBundle, Prediction
+from medseg.workflow.devices import resolve_device, resolve_precision
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How to predict; the defaults follow the plan.
+
+    `folds`: members to use, None for all. `tta`: False leaves out the mirrored averaging that the plan asks for.
+    `overlap`: of windows, instead of the plan's. `format`: file type of label maps, by default that of the input
+    (NIfTI for DICOM and TIFF). `resume`: keep the results of an earlier run with the same bundle and options.
+    `clean`: apply the plan's cleaning steps. `trust`: modules of foreign code that the bundle may import.
+    """
+
+    device: str = "auto"
+    folds: tuple[int | str, ...] | None = None
+    tta: bool | None = None
+    overlap: float | None = None
+    save_probabilities: bool = False
+    format: Literal["nii.gz", "nrrd", "mha", "png"] | None = None
+    resume: bool = False
+    clean: bool = True
+    trust: tuple[str, ...] = ()
+
+
+_DEFAULT = PredictOptions()
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded bundle: predicts as many scans as asked."""
+
+    bundle: ModelBundle
+    members: tuple[Forward, ...]
+    device: torch.device
+    options: PredictOptions = _DEFAULT
+
+    def predict(
+        self,
+        scan: Path | str | Image | Shaped[np.ndarray, "*c y x"],
+        *,
+        spacing: Sequence[float] | None = None,
+        report: Report = silent,
+    ) -> Prediction:
+        """Segment one scan: a file, a folder with one DICOM series, an `Image`, or an array.
+
+        An array is (z, y, x), (y, x) or, with several channels, (c, z, y, x), in scanner units, its axes x, y, z
+        running to the patient's left, back and head; `spacing` is then needed, (z, y, x) or (y, x) in mm. Arrays
+        stored otherwise (nibabel gives (x, y, z), mostly to the right or left, front and head) must be transposed and
+        flipped first, or read by giving the path. Raises MedsegError for scans that cannot be used.
+        """
+        image, case_id = self._image(scan, spacing)
+        return predict_image(
+            image, self.bundle, self.members, device=self.device, options=self.options, case_id=case_id, report=report
+        )
+
+    def _image(self, scan: Path | str | Image | np.ndarray, spacing: Sequence[float] | None) -> tuple[Image, str]:
+        if isinstance(scan, Image):
+            return scan, "scan"
+        if isinstance(scan, np.ndarray):
+            return _from_array(scan, spacing, self.bundle.plan), "array"
+        path = Path(scan)
+        cases, refused = find_cases([path], self.bundle.plan.channels)
+        if len(cases) != 1:
+            reasons = "; ".join(sorted(set(refused.values()))[:3]) or "none could be read"
+            what = f"holds {len(cases)} scans" if cases else f"holds no scan ({reasons})"
+            raise DatasetError(what, where=path, hint="give one scan, or predict a folder with predict_folder")
+        return read_image(cases[0].images, channels=self.bundle.plan.channels), cases[0].id
+
+
+def load_model(
+    path: str | Path,
+    device: str = "auto",
+    *,
+    folds: Sequence[int | str] | None = None,
+    tta: bool | None = None,
+    trust: Sequence[str] = (),
+) -> Model:
+    """A model bundle (or the run folder that holds one), ready to predict on `device`.
+
+    Raises BundleError if it is damaged, lacks a fold, or needs code that is not in `trust`.
+    """
+    where = resolve_device(device)
+    bundle = load_bundle(bundle_folder(Path(path)), trust=tuple(trust))
+    chosen = None if folds is None else tuple(folds)
+    options = PredictOptions(device=device, folds=chosen, tta=tta, trust=tuple(trust))
+    return Model(bundle, members_of(bundle, where, options), where, options)
+
+
+def predict_image(
+    image: Image,
+    bundle: ModelBundle,
+    members: Sequence[Forward],
+    *,
+    device: torch.device,
+    options: PredictOptions = _DEFAULT,
+    case_id: str = "scan",
+    report: Report = silent,
+) -> Prediction:
+    """One scan: the whole method. The labels lie on the scan's own grid.
+
+    With `options.save_probabilities` the result also holds one float32 per class and voxel of that grid.
+    """
+    plan = tuned(bundle.plan, options)
+    prepared = prepare_image(image, plan.preprocess)
+    scores = predict_scores(members, prepared, plan, device=device, report=report)
+    probabilities = None
+    if options.save_probabilities:
+        probabilities = native_probabilities(scores, prepared.geometry, image.geometry, plan.labels)
+        labels = most_probable(probabilities)
+    else:
+        labels = native_labels(scores, prepared.geometry, image.geometry, plan.labels)
+    cleaned = clean(labels, plan.postprocess if options.clean else ())
+    warnings = tuple(dict.fromkeys((*prepared.warnings, *cleaned.warnings)))
+    return Prediction(case_id, cleaned, volumes_ml(cleaned), probabilities, warnings)
+
+
+def members_of(bundle: ModelBundle, device: torch.device, options: PredictOptions) -> tuple[Forward, ...]:
+    """The bundle's networks on `device`, in the plan's precision where the device is fast in it."""
+    precision = resolve_precision(bundle.plan.training.precision, device)
+    return load_members(bundle, device=device, folds=options.folds, precision=precision)
+
+
+def tuned(plan: Plan, options: PredictOptions) -> Plan:
+    """The plan with the window overlap and mirroring of `options`."""
+    inference = plan.inference
+    if options.overlap is not None:
+        inference = replace(inference, overlap=options.overlap)
+    if options.tta is False:
+        inference = replace(inference, mirror_axes=())
+    return replace(plan, inference=inference)
+
+
+def volumes_ml(labels: LabelMap) -> dict[str, float]:
+    """Volume of every label in ml (a region is the union of its values); empty where the grid has no spacing."""
+    if labels.geometry.unit != "mm":
+        return {}
+    counts = np.zeros(np.iinfo(labels.array.dtype).max + 1, np.int64)
+    for plane in labels.array:
+        counts += np.bincount(plane.ravel(), minlength=len(counts))
+    ml = labels.geometry.voxel_mm3() / 1000
+    return {item.name: int(counts[list(voxel_values(item))].sum()) * ml for item in labels.labels.items}
+
+
+def bundle_folder(path: Path) -> Path:
+    """The bundle itself, or that in a run folder."""
+    inner = path / "bundle"
+    return inner if not (path / MANIFEST).is_file() and (inner / MANIFEST).is_file() else path
+
+
+def _from_array(array: np.ndarray, spacing: Sequence[float] | None, plan: Plan) -> Image:
+    spatial = min(array.ndim, 3)
+    if array.ndim not in (2, 3, 4):
+        raise ImageError(f"array has {array.ndim} axes", hint="give (z, y, x), (y, x) or (c, z, y, x)")
+    if spacing is None or len(spacing) not in {spatial, 3}:
+        raise ImageError(f"array needs {spatial} spacings", where="spacing", hint="give (z, y, x) or (y, x) in mm")
+    if array.dtype.kind not in "iuf":
+        raise ImageError(f"array is of type {array.dtype}", hint="give integers or floats")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ImageError("array holds NaN or infinite voxels", hint="replace them")
+    voxels = array.reshape((1,) * (4 - array.ndim) + array.shape)
+    if len(voxels) != len(plan.channels):
+        needed = f"{len(plan.channels)}: {', '.join(plan.channels)}"
+        raise ImageError(f"array has {len(voxels)} channels", hint=f"give (c, z, y, x); the model needs {needed}")
+    z, y, x = (1.0, *map(float, spacing))[-3:]
+    _, *shape = voxels.shape
+    return Image(voxels, Geometry((shape[0], shape[1], shape[2]), (z, y, x)), plan.channels)

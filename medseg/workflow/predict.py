@@ -1,0 +1,189 @@
+"""medseg predict: many scans through a model; each leaves a record, none stops the others."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+import medseg
+from medseg.errors import DatasetError, MedsegError
+from medseg.io.bundles import bundle_sha256, load_bundle
+from medseg.io.images import read_image, read_labels, write_labels, write_scores
+from medseg.io.records import read_record, write_record
+from medseg.io.scans import find_cases
+from medseg.types.dataset import Case
+from medseg.types.labels import Labels
+from medseg.types.progress import Progress, Report, silent
+from medseg.types.result import CaseReport, ModelBundle, Prediction, RunReport
+from medseg.workflow.devices import resolve_device
+from medseg.workflow.model import (
+    Model,
+    PredictOptions,
+    bundle_folder,
+    load_model,
+    members_of,
+    predict_image,
+    tuned,
+)
+
+__all__ = ["Model", "PredictOptions", "load_model", "predict_folder", "predict_image"]
+REPORT = "report.json"
+_DEFAULT = PredictOptions()
+_FORMATS = {".mha": "mha", ".mhd": "mha", ".nrrd": "nrrd", ".nhdr": "nrrd", ".png": "png", ".bmp": "png"}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A case and the files it leaves in `out`."""
+
+    case: Case
+    out: Path
+    labels: str
+    probabilities: str | None
+
+    def names(self) -> tuple[str, ...]:
+        return (self.labels,) if self.probabilities is None else (self.labels, self.probabilities)
+
+
+def predict_folder(
+    bundle: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    options: PredictOptions = _DEFAULT,
+    report: Report = silent,
+) -> RunReport:
+    """Segment all scans among files, folders of files and DICOM folders.
+
+    Writes `<case id>.<format>` on the grid of each scan (and `probabilities/<case id>.nii.gz` on request) and, after
+    every case, `report.json` with a line per case. A scan that cannot be read or predicted is a failed line with
+    what, where and what to do, and leaves no label map, not even an older one. Raises MedsegError only for what
+    concerns all of them: a bad bundle, no scans, or an output folder that would mix results with inputs.
+    """
+    device = resolve_device(options.device)
+    loaded = load_bundle(bundle_folder(bundle), trust=options.trust)
+    cases, refused = find_cases(inputs, loaded.plan.channels)
+    if not cases and not refused:
+        raise DatasetError("no scans given", hint="give files, folders of files or DICOM folders")
+    jobs = _jobs(cases, inputs, out, options)
+    members = members_of(loaded, device, options)
+    blank = RunReport(
+        "medseg.report/1", medseg.__version__, bundle_sha256(loaded), str(device), (), _settings(loaded, options)
+    )
+    old = _lines_before(out / REPORT, blank) if options.resume else {}
+    lines = [_refused_line(path, reason, inputs) for path, reason in refused.items()]
+    write_record(replace(blank, cases=(*lines, *_later(jobs, old))), out / REPORT)
+
+    def predict(case: Case) -> Prediction:
+        image = read_image(case.images, channels=loaded.plan.channels)
+        return predict_image(image, loaded, members, device=device, options=options, case_id=case.id, report=report)
+
+    for number, job in enumerate(jobs, start=1):
+        done = _kept(old.get(job.case.id), job, loaded.plan.labels)
+        lines.append(done or _run(job, predict))
+        write_record(replace(blank, cases=(*lines, *_later(jobs[number:], old))), out / REPORT)
+        report(Progress("cases", number, len(jobs)))
+    return replace(blank, cases=tuple(lines))
+
+
+def _run(job: _Job, predict: Callable[[Case], Prediction]) -> CaseReport:
+    """Predict and write one case; whatever goes wrong becomes the error of its line."""
+    start = time.monotonic()
+    try:
+        prediction = predict(job.case)
+        write_labels(prediction.labels, job.out / job.labels)
+        if job.probabilities is not None and prediction.probabilities is not None:
+            write_scores(prediction.probabilities, job.out / job.probabilities)
+        seconds = round(time.monotonic() - start, 3)
+        volumes = prediction.volumes_ml or None
+        return CaseReport(job.case.id, "ok", seconds, job.names(), volumes, prediction.warnings)
+    except Exception as error:
+        for name in job.names():
+            (job.out / name).unlink(missing_ok=True)
+        return CaseReport(job.case.id, "failed", round(time.monotonic() - start, 3), error=_reason(error, job.case))
+
+
+def _reason(error: Exception, case: Case) -> str:
+    """What, where and what to do, in one line."""
+    where = case.images[0]
+    if isinstance(error, MedsegError):
+        return str(error if error.where else type(error)(error.what, where=where, hint=error.hint))
+    text = " ".join(str(error).split())
+    short = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in text
+    if short:
+        return f"{where}: out of memory. close other programs, use a smaller overlap, or crop the scan"
+    if isinstance(error, OSError):
+        return f"{where}: {text}. check the disk and its permissions"
+    return f"{where}: internal error {type(error).__name__}: {text}. please report it with this line"
+
+
+def _jobs(cases: Sequence[Case], inputs: Sequence[Path], out: Path, options: PredictOptions) -> list[_Job]:
+    """One job per case; refuses an output folder within the inputs, which the next run would take for scans."""
+    target = out.resolve()
+    for folder in inputs:
+        if folder.is_dir() and target.is_relative_to(folder.resolve()):
+            raise DatasetError("output lies within the inputs", where=out, hint="choose a folder outside of them")
+    jobs = []
+    for case in cases:
+        kind = options.format or _FORMATS.get(case.images[0].suffix.lower(), "nii.gz")
+        probabilities = f"probabilities/{case.id}.nii.gz" if options.save_probabilities else None
+        jobs.append(_Job(case, out, f"{case.id}.{kind}", probabilities))
+    written = {(out / name).resolve() for job in jobs for name in job.names()}
+    clash = [path for case in cases for path in case.images if path.resolve() in written]
+    if clash:
+        raise DatasetError(
+            "would be overwritten by its own result", where=clash[0], hint="choose another output folder"
+        )
+    return jobs
+
+
+def _settings(bundle: ModelBundle, options: PredictOptions) -> dict[str, str]:
+    """What else than the bundle decides the results."""
+    inference = tuned(bundle.plan, options).inference
+    folds = options.folds or [member.fold for member in bundle.members]
+    return {
+        "folds": " ".join(map(str, folds)),
+        "overlap": str(inference.overlap),
+        "mirror_axes": " ".join(map(str, inference.mirror_axes)),
+        "clean": str(options.clean),
+    }
+
+
+def _lines_before(path: Path, now: RunReport) -> dict[str, CaseReport]:
+    """The finished lines of an earlier report, if it is of the same bundle and settings."""
+    if not path.is_file():
+        return {}
+    try:
+        before = read_record(path, RunReport)
+    except MedsegError:
+        return {}  # a report that cannot be read vouches for nothing: every case is predicted again
+    if before.bundle_sha256 != now.bundle_sha256 or before.settings != now.settings:
+        return {}
+    return {line.case_id: line for line in before.cases if line.outputs and line.status != "failed"}
+
+
+def _later(jobs: Sequence[_Job], old: Mapping[str, CaseReport]) -> list[CaseReport]:
+    """Earlier lines of cases this run has not come to, so that a run stopped twice forgets none."""
+    return [old[job.case.id] for job in jobs if job.case.id in old]
+
+
+def _kept(line: CaseReport | None, job: _Job, labels: Labels) -> CaseReport | None:
+    """The earlier line as skipped, if every file it promises is there and can be read to its end."""
+    if line is None or set(job.names()) - set(line.outputs):
+        return None
+    try:
+        read_labels(job.out / job.labels, labels)
+        if job.probabilities is not None:
+            read_image([job.out / job.probabilities])
+    except (MedsegError, OSError):
+        return None
+    return replace(line, status="skipped", seconds=0.0)
+
+
+def _refused_line(path: Path, reason: str, inputs: Sequence[Path]) -> CaseReport:
+    """Failed, unless it is no image at all and merely lies beside the scans (a text, a DICOM report)."""
+    if "no image" in reason and path not in inputs:
+        return CaseReport(path.name, "skipped", 0.0, warnings=(reason,))
+    return CaseReport(path.name, "failed", 0.0, error=f"{path}: {reason}")
