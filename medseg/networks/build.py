@@ -61,7 +61,9 @@ def build_network(network: Network, *, channels: int, outputs: int, deep_supervi
     built = HeadedNetwork(
         backbone, head(network.topology, tuple(features), outputs=outputs), deep_supervision=deep_supervision
     )
-    built.to(memory_format=channels_last(network.topology.ndim))  # type: ignore[call-overload]
+    for weight in built.parameters():
+        if weight.dim() == network.topology.ndim + 2:
+            weight.data = weight.data.contiguous(memory_format=channels_last(network.topology.ndim))
     return built
 
 

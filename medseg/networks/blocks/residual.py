@@ -21,7 +21,7 @@ class ResidualBlock(nn.Module):
         self.stride = tuple(stride)
         self.first = ConvNormAct(inputs, outputs, kernel, stride, style)
         self.second = ConvNormAct(outputs, outputs, kernel, ones, style, act=False)
-        nn.init.zeros_(self.second.norm.weight)
+        nn.init.zeros_(self.second.norm.weight)  # type: ignore[arg-type]
         self.project: nn.Module | None = None
         if inputs != outputs:
             self.project = ConvNormAct(inputs, outputs, ones, ones, style, act=False)

@@ -1,0 +1,118 @@
+"""One training step on random data, as the loop does it, for measuring and for abstract execution."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from medseg.losses.build import Loss, build_loss
+from medseg.networks.build import build_network
+from medseg.types.geometry import Size3
+from medseg.types.plan import Network, Options, Precision, Training
+from medseg.types.tensors import Batch, NetworkOutput
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Update = Callable[[list[nn.Parameter]], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one step is made of: sizes, and the training settings that take memory or time."""
+
+    network: Network
+    channels: int
+    outputs: int
+    patch: Size3
+    batch: int
+    training: Training
+    regions: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Everything that lives through a training: network, loss, optimiser state and averaged weights."""
+
+    network: nn.Module
+    loss: Loss
+    states: tuple[list[Tensor], ...]
+    average: list[Tensor]
+
+
+def build_parts(job: Job, device: torch.device) -> Parts:
+    """Network and loss in training mode, with the optimiser's tensors as they are after the first step."""
+    built = build_network(
+        job.network, channels=job.channels, outputs=job.outputs, deep_supervision=job.training.deep_supervision
+    )
+    network = (built if device.type == "cpu" else built.to(device)).train()
+    params = list(network.parameters())
+    copies = _state_copies(job.training.optimizer.use, job.training.optimizer.options)
+    states = tuple([torch.zeros_like(p) for p in params] for _ in range(copies))
+    average = [p.detach().clone() for p in params] if job.training.ema is not None else []
+    return Parts(network, build_loss(job.training.losses), states, average)
+
+
+def random_batch(job: Job, device: torch.device) -> Batch:
+    """An image of noise, with targets of every class."""
+    size = job.patch[3 - job.network.topology.ndim :]
+    regions = job.regions or job.outputs == 1
+    rows, values = (job.outputs, 2) if regions else (1, job.outputs)
+    image = torch.randn(job.batch, job.channels, *size, device=device)
+    return Batch(image, torch.randint(values, (job.batch, rows, *size), device=device))
+
+
+def run_step(parts: Parts, batch: Batch, training: Training, *, whole: bool) -> None:
+    """Forward in the plan's precision, loss in float32, backward, clip, update.
+
+    `whole`: the update works on all weights at once, as optimisers do on a GPU, instead of one after another.
+    """
+    for p in parts.network.parameters():
+        p.grad = None
+    value = parts.loss(forward(parts.network, batch.image, training.precision), batch)
+    value.total.backward()  # type: ignore[no-untyped-call]
+    clip = training.clip_grad_norm
+    clip_grad_norm_(parts.network.parameters(), math.inf if clip is None else clip, foreach=whole)
+    with torch.no_grad():
+        params = [p for p in parts.network.parameters() if p.grad is not None]
+        step = len(params) if whole else 1
+        for i in range(0, len(params), max(step, 1)):
+            _update(params[i : i + step], [state[i : i + step] for state in parts.states])
+        if parts.average:
+            torch._foreach_lerp_(parts.average, [p.detach() for p in parts.network.parameters()], 0.01)
+
+
+def forward(network: nn.Module, image: Tensor, precision: Precision) -> NetworkOutput:
+    """Logits computed under autocast, returned in float32."""
+    dtype = _DTYPES.get(precision)
+    with torch.autocast(image.device.type, dtype=dtype, enabled=dtype is not None):
+        output: NetworkOutput = network(image)
+    return NetworkOutput(tuple(logits.float() for logits in output.logits))
+
+
+def _state_copies(use: str, options: Options) -> int:
+    """Tensors as large as the weights that the optimiser keeps: 1 for SGD with momentum, 2 for Adam and others."""
+    if use != "sgd":
+        return 2
+    return 1 if options.get("momentum", 0.99) else 0
+
+
+def _update(params: list[nn.Parameter], states: list[list[Tensor]]) -> None:
+    """An update whose temporaries are those of SGD with momentum and decay (one copy), or Adam (one or two)."""
+    grads = [p.grad for p in params if p.grad is not None]
+    if len(states) == 2:
+        first, second = states
+        torch._foreach_lerp_(first, grads, 0.1)
+        torch._foreach_mul_(second, 0.999)
+        torch._foreach_addcmul_(second, grads, grads, 0.001)
+        root = torch._foreach_sqrt(second)
+        torch._foreach_add_(root, 1e-8)
+        torch._foreach_addcdiv_(params, first, root, -1e-6)  # type: ignore[arg-type]
+        return
+    decayed = torch._foreach_add(grads, params, alpha=3e-5)  # type: ignore[arg-type]
+    for momentum in states:
+        torch._foreach_mul_(momentum, 0.99)
+        torch._foreach_add_(momentum, decayed)
+        torch._foreach_add_(decayed, momentum, alpha=0.99)
+    torch._foreach_add_(params, decayed, alpha=-1e-6)  # type: ignore[arg-type]
