@@ -28,10 +28,10 @@ def read_dataset(folder: Path) -> Dataset:
     if dataset is not None and not wrong:
         return dataset
     lines = [": ".join(part for part in (fault.case, fault.file, fault.what) if part) for fault in wrong]
-    hints = list(dict.fromkeys(fault.fix for fault in wrong))
     if len(wrong) == 1:
-        raise DatasetError(lines[0], where=folder, hint=hints[0])
-    raise DatasetError(f"{len(wrong)} faults\n  " + "\n  ".join(lines), where=folder, hint="\n" + "\n".join(hints))
+        raise DatasetError(lines[0], where=folder, hint=wrong[0].fix)
+    listed = [f"\n  {line} ({fault.fix})" for line, fault in zip(lines, wrong, strict=True)]
+    raise DatasetError(f"{len(wrong)} faults{''.join(listed)}", where=folder)
 
 
 def survey(folder: Path) -> tuple[Dataset | None, tuple[Fault, ...]]:
