@@ -32,10 +32,11 @@ def clip_z_score(array: Volume, *, low: float, high: float, mean: float, std: fl
 def anchor_scale(array: Volume, *, low: float = 1.0, high: float = 90.0, limit: float = 5.0) -> Volume:
     """Map two anchors of each scan to -1 and 1 and clip to +-`limit`; for CBCT, whose grey values are not HU.
 
-    The anchors are the percentiles `low` (air, or the darkest tissue) and `high` (dense tissue) of all voxels above the
-    smallest value, which is padding outside the field of view. They follow any gain and offset of the scanner. Metal
-    is far above both: a fraction f of metal voxels only moves a percentile p to p (1 - f), where grey values are
-    dense, however bright the metal is; mean, standard deviation or a percentile near 100 would follow the metal.
+    The anchors are the percentiles `low` (air, or the darkest tissue) and `high` (dense tissue) of the voxels above the
+    smallest value, which is padding outside the field of view. They follow any gain and offset of the scanner. They are
+    taken twice, the second time without voxels brighter than `limit`: the first time a share f of metal moves a
+    percentile p only to p (1 - f), however bright the metal is; the second time it is not there at all. A mean, a
+    standard deviation or a percentile near 100 would follow the metal.
 
     >>> scan = np.linspace(0, 10, 1001, dtype=np.float32).reshape(1, 1, 1001)
     >>> bool(np.allclose(anchor_scale(3 * scan + 7), anchor_scale(scan.copy()), atol=1e-5))
@@ -49,8 +50,12 @@ def anchor_scale(array: Volume, *, low: float = 1.0, high: float = 90.0, limit: 
     if voxels.size == 0:
         array[:] = 0
         return array
-    first, second = (float(v) for v in np.percentile(voxels, [low, high], overwrite_input=True))
-    half = max((second - first) / 2, abs(first) * 1e-7, 1e-30)
+    kept = voxels.size
+    for _ in range(2):
+        share = (kept - 1) / max(voxels.size - 1, 1)  # percentiles of the `kept` darkest voxels, without a copy
+        first, second = (float(v) for v in np.percentile(voxels, [low * share, high * share], overwrite_input=True))
+        half = max((second - first) / 2, abs(first) * 1e-7, 1e-30)
+        kept = int(np.count_nonzero(voxels <= (first + second) / 2 + limit * half))
     array -= np.float32((first + second) / 2)
     array /= np.float32(half)
     return np.clip(array, -limit, limit, out=array)
