@@ -36,7 +36,7 @@ def read_volume(files: Sequence[Path], headers: Sequence[Any]) -> Shaped[np.ndar
         raise DicomError(f"lacks {tag_name('RescaleSlope')}, which other slices have", where=files[odd], hint=_AGAIN)
     volume = np.empty((0, 0, 0, 0), dtype=np.int16)
     for index, (path, header) in enumerate(zip(files, headers, strict=True)):
-        planes = _upright(_planes(path, header), header)
+        planes = _planes(path, header)
         if index == 0:
             volume = np.empty((planes.shape[0], len(files), *planes.shape[1:]), dtype=np.int16)
         if planes.shape != (volume.shape[0], *volume.shape[2:]):
@@ -45,6 +45,11 @@ def read_volume(files: Sequence[Path], headers: Sequence[Any]) -> Shaped[np.ndar
             volume = volume.astype(np.float32)
         volume[:, index] = planes
     return volume
+
+
+def white_is_low(header: Any) -> bool:
+    """Whether stored grey values are to be inverted: MONOCHROME1, but not in CT, where values are HU."""
+    return bool(header.get("PhotometricInterpretation") == "MONOCHROME1" and header.get("Modality") != "CT")
 
 
 def tag_name(keyword: str) -> str:
@@ -64,25 +69,36 @@ def _planes(path: Path, header: Any) -> Shaped[np.ndarray, "c y x"]:
     grey = str(header.get("PhotometricInterpretation", "")).startswith("MONOCHROME")
     syntax = header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
     if grey and (syntax is None or syntax in _NATIVE):
-        return _rescale(_native(path), header, path)[np.newaxis]
+        plane = _rescale(_native(path), header, path)[np.newaxis]
+        return _inverted(plane, header) if white_is_low(header) else plane
     try:
         with _quiet_decoder(syntax == JPEGExtended12Bit):
             _, pixels = read_pixels(path, io="GDCMImageIO")
     except ImageError as error:
         raise DicomError(error.what, where=path, hint=error.hint) from error
     pixels = pixels.astype(np.float32) if pixels.dtype.kind == "f" else pixels
-    plane = pixels[0]  # GDCM has applied slope and intercept
+    plane = pixels[0]  # GDCM has applied slope and intercept, and inverted MONOCHROME1
     rows, columns = int(header.Rows), int(header.Columns)
     if plane.shape[:2] != (rows, columns):
         raise DicomError(f"decodes to {plane.shape[:2]}, not {(rows, columns)}", where=path, hint=_AGAIN)
-    return np.moveaxis(plane, -1, 0) if plane.ndim == 3 else plane[np.newaxis]
+    if plane.ndim == 3:
+        return np.moveaxis(plane, -1, 0)
+    undo = header.get("PhotometricInterpretation") == "MONOCHROME1" and not white_is_low(header)
+    return _inverted(plane[np.newaxis], header) if undo else plane[np.newaxis]
 
 
 def _native(path: Path) -> Shaped[np.ndarray, "y x"]:
     with python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore")
         try:
-            pixels = pydicom.dcmread(path, force=True).pixel_array
+            dataset = pydicom.dcmread(path, force=True)
+            if "TransferSyntaxUID" not in dataset.file_meta:  # file without preamble
+                implicit, little = dataset.original_encoding
+                native = (
+                    (ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian) if little else ExplicitVRBigEndian
+                )
+                dataset.file_meta.TransferSyntaxUID = native
+            pixels = dataset.pixel_array
         except Exception as error:  # pydicom raises many kinds on damaged files
             raise DicomError(f"pixels cannot be decoded ({error})", where=path, hint=_AGAIN) from error
     if pixels.ndim != 2:
@@ -109,10 +125,8 @@ def _slope(header: Any, path: Path) -> tuple[float, float]:
     return slope, intercept
 
 
-def _upright(planes: Shaped[np.ndarray, "c y x"], header: Any) -> Shaped[np.ndarray, "c y x"]:
-    """White is high."""
-    if header.get("PhotometricInterpretation") != "MONOCHROME1" or header.get("Modality") == "CT":
-        return planes
+def _inverted(planes: Shaped[np.ndarray, "c y x"], header: Any) -> Shaped[np.ndarray, "c y x"]:
+    """Mirrored within the stored range, in rescaled values."""
     slope, intercept = _slope(header, Path())
     top = -1 if header.get("PixelRepresentation", 0) else 2 ** int(header.BitsStored) - 1
     mirror = slope * top + 2 * intercept

@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from pydicom.errors import InvalidDicomError
 
 from medseg.errors import DicomError
-from medseg.io.dicom_pixels import read_volume, tag_name
+from medseg.io.dicom_pixels import read_volume, tag_name, white_is_low
 from medseg.types.geometry import Geometry
 from medseg.types.image import Image, Source
 
@@ -46,9 +46,9 @@ class Series:
 def find_series(folder: Path) -> tuple[tuple[Series, ...], dict[Path, str]]:
     """All image series in a folder and its subfolders, and for every other file the reason it is none of them.
 
-    Only headers are read. Nothing is raised for bad files.
+    Only headers are read. Nothing is raised for bad files; hidden files are passed over.
     """
-    return group_files(sorted(path for path in folder.rglob("*") if path.is_file()))
+    return group_files(sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")))
 
 
 def group_files(files: Iterable[Path]) -> tuple[tuple[Series, ...], dict[Path, str]]:
@@ -97,7 +97,7 @@ def read_series(series: Series) -> Image:
     dz, warnings = _slice_spacing(points[order], axes, files, headers)
     dy, dx = _pixel_spacing(headers[0], files[0])
     array = read_volume(files, headers)
-    if headers[0].get("PhotometricInterpretation") == "MONOCHROME1" and series.modality != "CT":
+    if white_is_low(headers[0]):
         warnings = (*warnings, "MONOCHROME1: grey values are inverted so that white is high")
     if not series.uid:
         warnings = (*warnings, f"{tag_name('SeriesInstanceUID')} is missing; the files are taken as one series")

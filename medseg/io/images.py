@@ -98,7 +98,7 @@ def check_same_grid(reference: Geometry, other: Geometry, *, where: object = "")
             hint="resample it onto the grid of the first image",
         )
     if reference.unit != other.unit:
-        return ("one of two files states no spacing; the other's grid is used",)
+        return ("only one of two files states a spacing; their shapes agree and they are taken as one grid",)
     if reference.same_grid(other):
         return ()
     apart = reference.corner_distance_mm(other)
@@ -212,7 +212,9 @@ def _read_dicom(path: Path) -> Image:
     if path.is_dir():
         found, refused = find_series(path)
     else:
-        found, refused = group_files(sorted(file for file in path.parent.iterdir() if file.is_file()))
+        found, refused = group_files(
+            sorted(file for file in path.parent.iterdir() if file.is_file() and not file.name.startswith("."))
+        )
         found = tuple(series for series in found if path in series.files)
         refused = {file: reason for file, reason in refused.items() if file == path}
     reasons = "; ".join(sorted(set(refused.values()))[:3])

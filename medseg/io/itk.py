@@ -17,6 +17,7 @@ from medseg.types.image import Image, Source
 
 _BYTES = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4, "ULONG": 4, "FLOAT": 4}
 _BYTES |= {"LONG_LONG": 8, "ULONG_LONG": 8, "DOUBLE": 8}
+_META = (".mha", ".mhd")
 _AGAIN = "copy or export the file again"
 _ZLIB, _GZIP = 15, 31  # window bits of zlib.decompressobj
 
@@ -28,10 +29,9 @@ def read_itk(path: Path) -> Image:
     unit is "px". Raises ImageError for truncated or damaged data (checksums are verified; ITK itself reads on) and
     for complex voxels; GeometryError for units of length other than mm.
     """
-    header, start = _header(path)
-    meta = path.suffix.lower() in (".mha", ".mhd")
-    (_check_meta if meta else _check_nrrd)(header, start, path)
-    image, array = _load(path)
+    header = _check_file(path)
+    meta = path.suffix.lower() in _META
+    image, array = _load(path, "MetaImageIO" if meta else "NrrdImageIO")
     stated = {"elementspacing", "elementsize"} if meta else {"space directions", "spacings"}
     warnings = []
     if not stated & set(header):
@@ -44,7 +44,10 @@ def read_itk(path: Path) -> Image:
 
 
 def write_itk(array: Shaped[np.ndarray, "*k z y x"], geometry: Geometry, path: Path) -> None:
-    """Write (z, y, x), or (k, z, y, x) as vectors of k, to .mha or .nrrd, compressed."""
+    """Write (z, y, x), or (k, z, y, x) as vectors of k, to .mha or .nrrd, compressed.
+
+    Raises ImageError if the file that was written is not whole.
+    """
     import SimpleITK as sitk
 
     if array.ndim == 4 and len(array) == 1:
@@ -59,7 +62,16 @@ def write_itk(array: Shaped[np.ndarray, "*k z y x"], geometry: Geometry, path: P
     if geometry.unit == "px":
         image.SetMetaData("unit", "px")
     with whole_file(path) as temporary:
-        sitk.WriteImage(image, str(temporary), useCompression=True)
+        lower = temporary.with_suffix(path.suffix.lower())  # ITK takes .MHA for a header with data elsewhere
+        try:
+            sitk.WriteImage(image, str(lower), useCompression=True)
+            _check_file(lower)  # ITK does not report a full disk
+            lower.replace(temporary)
+        except (RuntimeError, ImageError) as error:
+            raise ImageError("cannot be written", where=path, hint="check free space and permissions") from error
+        finally:
+            if lower != temporary:
+                lower.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -75,16 +87,15 @@ def quiet_itk() -> Iterator[None]:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
 
 
-def read_pixels(path: Path, *, io: str = "") -> tuple[Any, Any]:
-    """The SimpleITK image in a file and its voxels as ITK orders them; `io` names one ITK reader, or any.
+def read_pixels(path: Path, *, io: str) -> tuple[Any, Any]:
+    """The SimpleITK image in a file and its voxels as ITK orders them; `io` names the ITK reader.
 
     Raises ImageError with ITK's reason.
     """
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
-    if io:
-        reader.SetImageIO(io)
+    reader.SetImageIO(io)
     reader.SetFileName(str(path))
     try:
         with quiet_itk():
@@ -95,8 +106,8 @@ def read_pixels(path: Path, *, io: str = "") -> tuple[Any, Any]:
     return image, sitk.GetArrayFromImage(image)
 
 
-def _load(path: Path) -> tuple[Any, Shaped[np.ndarray, "c z y x"]]:
-    image, array = read_pixels(path)
+def _load(path: Path, io: str) -> tuple[Any, Shaped[np.ndarray, "c z y x"]]:
+    image, array = read_pixels(path, io=io)
     if array.dtype.kind not in "iuf":
         raise ImageError("has complex voxels", where=path, hint="save one number per voxel")
     if image.GetDimension() > 4 or (image.GetDimension() == 4 and image.GetNumberOfComponentsPerPixel() > 1):
@@ -141,6 +152,13 @@ def _header(path: Path) -> tuple[dict[str, str], int]:
             if not text or text.lower().startswith("elementdatafile") or file.tell() > 1 << 20:
                 break
         return fields, file.tell()
+
+
+def _check_file(path: Path) -> dict[str, str]:
+    """The header fields of a file whose data is whole."""
+    header, start = _header(path)
+    (_check_meta if path.suffix.lower() in _META else _check_nrrd)(header, start, path)
+    return header
 
 
 def _check_meta(header: dict[str, str], start: int, path: Path) -> None:
