@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg.errors import DatasetError, ImageError, MedsegError
-from medseg.io.datasets import read_dataset
+from medseg.io.dataset_json import read_header
 from medseg.io.files import write_text
 from medseg.io.images import image_stem, is_image, read_image, read_labels
 from medseg.io.records import read_record
@@ -68,7 +68,11 @@ def read_label_names(path: Path) -> Labels:
     """
     folder = path if path.is_dir() else path.parent
     if path.name == "dataset.json" or (path.is_dir() and (path / "dataset.json").is_file()):
-        return read_dataset(folder).labels
+        header, faults = read_header(folder)
+        if header is None:
+            reason = "; ".join(fault.what for fault in faults[:3])
+            raise DatasetError(f"names no classes ({reason})", where=folder / "dataset.json", hint="correct the file")
+        return header.labels
     plan = path / "plan.json" if path.is_dir() else path
     if not plan.is_file():
         raise DatasetError("names no classes", where=path, hint="give a dataset.json, a plan or a model bundle")
@@ -180,10 +184,10 @@ def _found_labels(paths: Sequence[Path]) -> Labels:
 
 
 def _whole(array: np.ndarray, path: Path) -> np.ndarray:
-    whole = np.rint(array)
-    if (whole != array).any() or whole.min() < 0 or whole.max() > np.iinfo(np.uint16).max:
+    low, high = float(array.min()), float(array.max())
+    if low < 0 or high > np.iinfo(np.uint16).max or (array != (whole := array.astype(np.uint16))).any():
         raise ImageError("is no label map: its values are not whole numbers from 0 to 65535", where=path, hint="check")
-    return np.asarray(whole, np.uint16)
+    return whole
 
 
 def _numbers(row: Mapping[str, object]) -> dict[str, object]:

@@ -10,7 +10,7 @@ import torch
 import medseg
 from medseg.errors import DatasetError, MedsegError
 from medseg.io.bundles import bundle_sha256, load_bundle
-from medseg.io.images import read_image, read_labels, write_labels, write_scores
+from medseg.io.images import is_dicom, is_image, read_image, read_labels, write_labels, write_scores
 from medseg.io.records import read_record, write_record
 from medseg.io.scans import find_cases
 from medseg.types.dataset import Case
@@ -184,6 +184,7 @@ def _kept(line: CaseReport | None, job: _Job, labels: Labels) -> CaseReport | No
 
 def _refused_line(path: Path, reason: str, inputs: Sequence[Path]) -> CaseReport:
     """Failed, unless it is no image at all and merely lies beside the scans (a text, a DICOM report)."""
-    if "no image" in reason and path not in inputs:
+    other = "no image" in reason or (path.is_file() and not is_image(path) and not is_dicom(path))
+    if other and path not in inputs:
         return CaseReport(path.name, "skipped", 0.0, warnings=(reason,))
     return CaseReport(path.name, "failed", 0.0, error=f"{path}: {reason}")

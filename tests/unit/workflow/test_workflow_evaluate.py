@@ -1,0 +1,132 @@
+"""Evaluation of folders of label maps."""
+
+import csv
+import json
+import logging
+import math
+
+import numpy as np
+import pytest
+
+from medseg.errors import DatasetError
+from medseg.io.images import write_labels
+from medseg.types.geometry import Geometry
+from medseg.types.image import LabelMap
+from medseg.types.labels import Label, Labels
+from medseg.workflow.evaluate import evaluate, format_table, read_label_names, write_evaluation, write_scores
+
+LABELS = Labels((Label("bone", (1,)), Label("metal", (2,))))
+GRID = Geometry((4, 8, 8), (2.0, 1.0, 1.0))
+
+
+def _cube(value, start=1, shape=GRID.shape):
+    array = np.zeros(shape, np.uint8)
+    array[1:3, start : start + 4, 1:5] = value
+    return array
+
+
+def _write(folder, name, array, geometry=GRID):
+    write_labels(LabelMap(array, geometry, LABELS), folder / name)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    guess, truth = tmp_path / "pred", tmp_path / "labelsTs"
+    for name in ("a", "b"):
+        _write(truth, f"{name}.nii.gz", _cube(1))
+    _write(guess, "a.mha", _cube(1))
+    _write(guess, "b.nii.gz", _cube(1, start=3))
+    return guess, truth
+
+
+def test_files_are_paired_by_name_whatever_their_format(folders):
+    steps = []
+    scores = evaluate(*folders, labels=LABELS, report=steps.append)
+    assert [(s.case_id, s.labels["bone"].dice) for s in scores] == [("a", 1.0), ("b", 0.5)]
+    assert all(s.labels["metal"].state == "both_empty" for s in scores)
+    assert [s.done for s in steps] == [1, 2]
+
+
+def test_a_missing_prediction_fails_and_an_extra_one_is_logged(folders, caplog):
+    guess, truth = folders
+    (guess / "a.mha").rename(guess / "c.mha")
+    (guess / "report.json").write_text("{}")
+    with caplog.at_level(logging.WARNING, "medseg"):
+        scores = evaluate(guess, truth, labels=LABELS)
+    assert [(s.case_id, s.status) for s in scores] == [("b", "ok"), ("a", "failed")]
+    assert "no prediction" in scores[1].error and "a.nii.gz" in scores[1].error and not scores[1].labels
+    assert "no reference for 1 predictions: c" in caplog.text
+
+
+def test_an_unusable_prediction_fails_alone(folders):
+    guess, truth = folders
+    (guess / "a.mha").write_bytes(b"")
+    scores = evaluate(guess, truth, labels=LABELS)
+    assert [s.status for s in scores] == ["ok", "failed"] and "a.mha" in scores[1].error
+    (guess / "a.mha").unlink()
+    _write(guess, "a.nii.gz", _cube(1), Geometry((4, 8, 8), (2.0, 1.0, 1.0), (0.5, 0.0, 0.0)))
+    assert "0.5 mm apart" in evaluate(guess, truth, labels=LABELS)[1].error
+    _write(guess, "a.nii.gz", _cube(1), Geometry((4, 8, 8), (2.0, 1.0, 1.0), (1e-4, 0.0, 0.0)))
+    assert evaluate(guess, truth, labels=LABELS)[0].labels["bone"].dice == 1.0
+
+
+def test_labels_come_from_the_dataset_or_from_the_voxels(folders, tmp_path):
+    found = evaluate(*folders)
+    assert list(found[0].labels) == ["1"]
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "bone": 1, "metal": 2},
+        "numTraining": 0,
+        "file_ending": ".nii.gz",
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    assert list(evaluate(*folders)[0].labels) == ["bone", "metal"]
+    assert read_label_names(tmp_path / "dataset.json").names() == ("bone", "metal")
+    with pytest.raises(DatasetError, match="names no classes"):
+        read_label_names(folders[0])
+
+
+def test_two_files_are_a_pair_whatever_their_names(folders):
+    guess, truth = folders
+    scores = evaluate(guess / "b.nii.gz", truth / "a.nii.gz", labels=LABELS)
+    assert [(s.case_id, s.labels["bone"].dice) for s in scores] == [("a", 0.5)]
+
+
+def test_folders_that_have_nothing_in_common_are_an_error(folders, tmp_path):
+    guess, truth = folders
+    for path in (guess / "a.mha", guess / "b.nii.gz"):
+        path.unlink()
+    with pytest.raises(DatasetError, match="holds no label map"):
+        evaluate(guess, truth)
+    _write(guess, "z.nii.gz", _cube(1))
+    with pytest.raises(DatasetError, match="named alike"):
+        evaluate(guess, truth)
+    with pytest.raises(DatasetError, match="does not exist"):
+        evaluate(tmp_path / "nowhere", truth)
+
+
+def test_json_csv_and_table_state_undefined_and_infinite(folders, tmp_path):
+    guess, truth = folders
+    _write(guess, "b.nii.gz", _cube(2))
+    _write(truth, "missing.nii.gz", _cube(1))
+    scores = evaluate(guess, truth, labels=LABELS)
+    assert scores[1].labels["metal"].hd95_mm == math.inf
+    write_scores(scores, tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert stored["summary"]["labels"]["bone"]["dice"]["mean"] == 0.5 and stored["summary"]["failed"] == 1
+    assert stored["cases"][0]["labels"]["metal"]["dice"] is None
+    assert stored["cases"][1]["labels"]["metal"]["hd95_mm"] == "inf"
+    rows = list(csv.DictReader((tmp_path / "out" / "scores.csv").read_text("utf-8").splitlines()))
+    assert [(r["case"], r["label"], r["dice"], r["hd95_mm"]) for r in rows] == [
+        ("a", "bone", "1.0", "0.0"),
+        ("a", "metal", "", ""),
+        ("b", "bone", "0.0", "inf"),
+        ("b", "metal", "0.0", "inf"),
+        ("missing", "", "", ""),
+    ]
+    assert rows[-1]["status"] == "failed"
+    lines = format_table(scores).splitlines()
+    assert lines[1].split() == ["bone", "0.500", "0.500", "0.000", "0.000", "0.500", "0.667", "2", "0", "1"]
+    assert lines[-1].startswith("failed: missing: no prediction")
+    write_evaluation(scores, tmp_path / "x.json", tmp_path / "x.csv")
+    assert (tmp_path / "x.csv").read_bytes() == (tmp_path / "out" / "scores.csv").read_bytes()
