@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from medseg import __version__
-from medseg.errors import MedsegError
+from medseg.errors import Interrupted, MedsegError
 
 _OK, _FAILED, _USAGE, _INTERRUPTED, _TERMINATED = 0, 1, 2, 130, 143
 
@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code if isinstance(code, int) else _OK
     except CycloptsError:
         return _USAGE  # cyclopts has printed it
+    except Interrupted as error:
+        return _say(str(error), 128 + error.signum)
     except (MedsegError, OSError) as error:
         return _say(f"error: {error}", _USAGE)
     except KeyboardInterrupt:
@@ -160,11 +162,11 @@ def predict(
     *,
     out: Out,
     device: Device = "auto",
-    folds: Annotated[tuple[int, ...], Words] = (),
+    folds: Annotated[tuple[str, ...], Words] = (),
     tta: bool = True,
     overlap: float | None = None,
     save_probabilities: Annotated[bool, Parameter(negative="")] = False,
-    format: Literal["nii.gz", "nrrd", "mha"] | None = None,
+    format: Literal["nii.gz", "nrrd", "mha", "png"] | None = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
     clean: bool = True,
     trust: Annotated[tuple[str, ...], Words] = (),
@@ -182,7 +184,7 @@ def predict(
     out
         Folder for label maps and report.json.
     folds
-        Members of the ensemble; by default all.
+        Members of the ensemble, fold numbers or "all" for the network trained on every case; by default every member.
     tta
         Average over mirrored scans, along the axes the plan allows.
     overlap
@@ -204,7 +206,7 @@ def predict(
 
     options = PredictOptions(
         device=device,
-        folds=folds or None,
+        folds=tuple(int(f) if f.isdecimal() else f for f in folds) or None,
         tta=tta,
         overlap=overlap,
         save_probabilities=save_probabilities,
@@ -214,7 +216,7 @@ def predict(
         trust=trust,
     )
     with shown_progress() as report:
-        result = predict_folder(_bundle(bundle), inputs, out, options=options, report=report)
+        result = predict_folder(bundle, inputs, out, options=options, report=report)
     _print(report_lines(result))
     return _FAILED if any(case.status == "failed" for case in result.cases) else _OK
 
@@ -236,25 +238,27 @@ def evaluate(
     Parameters
     ----------
     predictions
-        Folder of predicted label maps.
+        Folder of predicted label maps, or one file.
     references
-        Folder of reference label maps.
+        Folder of reference label maps named alike, or one file.
     labels
-        dataset.json or a plan that names the classes; by default each value is a class.
+        dataset.json, plan or bundle that names the classes; by default the dataset.json beside the references,
+        or else each value is a class.
     tolerance
         Tolerance of the normalised surface distance (NSD), mm.
     out
         Folder for scores.json and scores.csv.
     """
-    from medseg.cli.tables import score_table
+    from medseg.cli.progress import shown_progress
     from medseg.workflow import evaluate as job
 
-    names = job.read_label_names(labels) if labels else None
-    scores = job.evaluate(predictions, references, labels=names, tolerance_mm=tolerance)
+    with shown_progress() as report:
+        names = job.read_label_names(labels) if labels else None
+        scores = job.evaluate(predictions, references, labels=names, tolerance_mm=tolerance, report=report)
     if out is not None:
         job.write_scores(scores, out)
-    _print(score_table(scores))
-    return _OK
+    _print(job.format_table(scores))
+    return _FAILED if any(case.status == "failed" for case in scores) else _OK
 
 
 @app.command
@@ -286,12 +290,6 @@ def _folds(words: tuple[str, ...]) -> Literal["cv", "all"] | tuple[int, ...]:
     if not words or not all(word.isdecimal() for word in words):
         raise MedsegError(f"{' '.join(words)!r} is no fold", where="--fold", hint='give "cv", "all" or numbers from 0')
     return tuple(int(word) for word in words)
-
-
-def _bundle(path: Path) -> Path:
-    """A run folder stands for the bundle in it."""
-    inner = path / "bundle"
-    return inner if inner.is_dir() and not (path / "manifest.json").is_file() else path
 
 
 def _print(text: str) -> None:
