@@ -7,11 +7,13 @@ Ratios within one run are what to look at; seconds depend on the machine and on 
 
 import argparse
 import json
-import resource
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -33,12 +35,17 @@ def grids(size: Size3) -> tuple[Geometry, Geometry]:
 
 
 def measured(work: Callable[[], np.ndarray]) -> tuple[np.ndarray, float, int]:
-    """Result, seconds of processor time, and MiB by which the process grew."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Result, seconds of processor time, and by how many MiB the process grew at most (result included; Linux)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+    before = resident_mib("VmRSS")
     start = time.process_time()
     result = work()
-    seconds = time.process_time() - start
-    return result, seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    return result, time.process_time() - start, resident_mib("VmHWM") - before
+
+
+def resident_mib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) // 1024
 
 
 def volume(shape: Size3) -> np.ndarray:
@@ -90,6 +97,7 @@ def image_jobs(size: Size3, order: int, *, up: bool) -> dict[str, Job]:
 
         image, like = sitk.GetImageFromArray(array), sitk.Image(*target.shape[::-1], sitk.sitkFloat32)
         image.SetSpacing(source.spacing_mm[::-1])
+        image.SetOrigin(source.origin_mm)
         like.SetSpacing(target.spacing_mm[::-1])
         like.SetOrigin(target.origin_mm)
         kind = sitk.sitkLinear if order == 1 else sitk.sitkBSpline
@@ -176,10 +184,6 @@ def child(name: str, tool: str, size: Size3, classes: int, out: str) -> None:
 
 
 def main() -> None:
-    import os
-    import tempfile
-    from pathlib import Path
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, nargs=3, default=(300, 400, 400), metavar=("Z", "Y", "X"))
     parser.add_argument("--classes", type=int, default=20)

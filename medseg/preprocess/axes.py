@@ -9,7 +9,7 @@ from scipy.linalg import solve_banded
 from medseg.errors import GeometryError
 from medseg.types.geometry import Geometry
 
-Positions = tuple[Float64[np.ndarray, " z"], Float64[np.ndarray, " y"], Float64[np.ndarray, " x"]]
+Positions = tuple[Float64[np.ndarray, " Z"], Float64[np.ndarray, " Y"], Float64[np.ndarray, " X"]]
 _PAD = 12  # edge voxels repeated on both sides; the spline prefilter has decayed to 1e-7 there
 _TINY = 1e-7  # weights below this are dropped
 _BLOCK = 64

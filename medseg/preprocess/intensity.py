@@ -124,10 +124,14 @@ def _hull(region: Bool[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
         edges = ConvexHull(points).equations
     except QhullError:  # all points on one line
         return region
-    y, x = np.indices(region.shape)
-    inside = np.ones(region.shape, bool)
+    y, x = (np.arange(n) for n in region.shape)
+    left, right = np.zeros(len(y)), np.full(len(y), -1.0)
+    right[rows[0] : rows[-1] + 1] = len(x)
     for normal_y, normal_x, offset in edges:
-        inside &= normal_y * y + normal_x * x + offset <= 1e-6
+        if abs(normal_x) > 1e-9:
+            crossing = -(offset + normal_y * y) / normal_x
+            left, right = (left, np.minimum(right, crossing)) if normal_x > 0 else (np.maximum(left, crossing), right)
+    inside: np.ndarray = (x >= left[:, None] - 1e-6) & (x <= right[:, None] + 1e-6)
     return inside
 
 

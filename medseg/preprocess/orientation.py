@@ -29,7 +29,7 @@ def orientation_code(geometry: Geometry) -> str:
 
 def reorient(
     array: Shaped[np.ndarray, "*c z y x"], geometry: Geometry, code: str
-) -> tuple[Shaped[np.ndarray, "*c z y x"], Geometry]:
+) -> tuple[Shaped[np.ndarray, "*c Z Y X"], Geometry]:
     """A view of `array` (..., z, y, x) whose axes x, y, z run closest to `code`, and its grid.
 
     "stored" changes nothing. The one slice of a 2D image stays the z axis, whatever `code` says; its other two axes
@@ -57,7 +57,7 @@ def reorient(
 
 def restore(
     array: Shaped[np.ndarray, "*c z y x"], geometry_now: Geometry, native: Geometry
-) -> Shaped[np.ndarray, "*c z y x"]:
+) -> Shaped[np.ndarray, "*c Z Y X"]:
     """A view of `array` (..., z, y, x), whose axes run as in `geometry_now`, in the axis order of `native`.
 
     Only the directions of the grids matter, so this also undoes `reorient` for arrays of another spacing or extent.
@@ -69,7 +69,7 @@ def restore(
 
 def match_axes(
     array: Shaped[np.ndarray, "*c z y x"], geometry: Geometry, like: Geometry
-) -> tuple[Shaped[np.ndarray, "*c z y x"], Geometry]:
+) -> tuple[Shaped[np.ndarray, "*c Z Y X"], Geometry]:
     """A view of `array` (..., z, y, x) whose axes run as those of `like`, and its grid.
 
     Raises GeometryError where the axes of both grids are not parallel.

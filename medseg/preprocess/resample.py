@@ -124,7 +124,7 @@ def _resample_into(
         used = np.flatnonzero(block.any(axis=0))
         first, last = int(used[0]), int(used[-1]) + 1
         fresh_from = min(max(held_from + len(held), first), last)
-        fresh = array[fresh_from:last].astype(np.float32)
+        fresh = array[fresh_from:last].astype(np.float32, order="C")
         if not z_first:
             fresh = _along_plane(fresh, in_plane)
         kept = held[first - held_from :]

@@ -64,7 +64,9 @@ def _largest_indicator(array: Shaped[np.ndarray, "z y x"], positions: Positions)
     return result
 
 
-def _at(taps: Taps, index: Int64[np.ndarray, " m"]) -> Taps:
+def _at(
+    taps: Taps, index: Int64[np.ndarray, " m"]
+) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
     return taps[0][index], taps[1][index], taps[2][index]
 
 

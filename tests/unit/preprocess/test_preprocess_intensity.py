@@ -53,7 +53,7 @@ def test_constant_and_empty_scans_give_zeros():
 
 def test_clip_z_score_and_rescale_by_hand():
     array = np.array([[[-2000, 0, 100, 4000]]], np.float32)
-    out = clip_z_score(array.copy(), low=-1000, high=1000, mean=100, std=200)
+    out = clip_z_score(array.copy(), low=-1000.0, high=1000.0, mean=100.0, std=200.0)
     np.testing.assert_allclose(out, [[[-5.5, -0.5, 0, 4.5]]])
     np.testing.assert_allclose(rescale(np.array([[[0, 51, 255, 300]]], np.float32)), [[[0, 0.2, 1, 1]]])
 
@@ -127,8 +127,8 @@ def test_wrong_options_are_refused():
         resolve("clip_z_score", INTENSITY, {"low": 0.0}, where="preprocess.intensity.0")
     array = np.zeros((1, 2, 2), np.float32)
     with pytest.raises(PlanError):
-        clip_z_score(array, low=1, high=0, mean=0, std=1)
+        clip_z_score(array, low=1.0, high=0.0, mean=0.0, std=1.0)
     with pytest.raises(PlanError):
-        rescale(array, low=1, high=1)
+        rescale(array, low=1.0, high=1.0)
     with pytest.raises(PlanError):
-        anchor_scale(array, low=50, high=20)
+        anchor_scale(array, low=50.0, high=20.0)
