@@ -42,10 +42,10 @@ def load_members(
 
 
 def network_forward(network: nn.Module, plan: Plan, device: torch.device, *, precision: Precision = "fp32") -> Forward:
-    """A network as a function from windows (b, c, z, y, x) to float32 logits (b, k, z, y, x).
+    """A network as a function from windows (b, c, z, y, x) to logits (b, k, z, y, x).
 
     A 2D network sees (b, c, y, x). The network must lie on `device`; it is put in eval mode. In bf16 and fp16 it runs
-    under autocast.
+    under autocast and returns such logits; whoever sums them does so in float32.
     """
     network.eval()
     flat = plan.network.topology.ndim == 2
@@ -54,7 +54,7 @@ def network_forward(network: nn.Module, plan: Plan, device: torch.device, *, pre
         dtype = _AUTOCAST.get(precision)
         with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             logits: Tensor = network(image.squeeze(2) if flat else image).logits[0]
-        return (logits.unsqueeze(2) if flat else logits).float()
+        return logits.unsqueeze(2) if flat else logits
 
     return forward
 

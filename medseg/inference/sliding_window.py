@@ -16,7 +16,7 @@ from medseg.types.plan import Inference
 from medseg.types.progress import Progress, Report, silent
 
 Forward = Callable[[Float[Tensor, "b c z y x"]], Float[Tensor, "b k z y x"]]
-_ROWS = 32  # of one slab; what is yielded at once
+_SLAB_BYTES = 64 << 20  # yielded at once
 
 
 def sliding_window(
@@ -128,15 +128,18 @@ def _place(device: torch.device, outputs: int, patch: Size3, image: np.ndarray) 
 
 
 def _add(ring: Tensor, box: Box, scores: Tensor, weight: Sequence[Tensor]) -> None:
-    """Add a window to the ring, whose row for z is z modulo its depth."""
+    """Add a window to the ring, whose row for z is z modulo its depth.
+
+    Plane by plane, so that scores of any precision and memory order become float32 planes while in the cache.
+    """
     z, y, x = (axis.to(ring.device) for axis in weight)
-    plane = y[:, None] * x
-    scores = scores.to(ring.device, torch.float32)
+    share = y[:, None] * x
+    scores = scores.to(ring.device)
     depth = ring.shape[1]
-    turn = box.start[0] % depth
     _, rows, columns = box.slices()
-    for source, target in ((slice(depth - turn), slice(turn, depth)), (slice(depth - turn, depth), slice(turn))):
-        ring[:, target, rows, columns].addcmul_(scores[:, source], z[source, None, None] * plane)
+    for i in range(depth):
+        plane = scores[:, i].to(torch.float32, memory_format=torch.contiguous_format)
+        ring[:, (box.start[0] + i) % depth, rows, columns].addcmul_(plane, z[i] * share)
 
 
 def _flush(ring: Tensor, first: int, last: int, before: Size3, shape: Size3) -> Iterator[Slab]:
@@ -145,12 +148,13 @@ def _flush(ring: Tensor, first: int, last: int, before: Size3, shape: Size3) -> 
     _, rows, columns = (slice(a, a + n) for a, n in zip(before, shape, strict=True))
     stop = min(last, before[0] + shape[0])
     row = max(first, before[0])
+    rows_at_once = max(1, _SLAB_BYTES // (4 * ring[:, 0].numel()))
     while row < stop:
         inside = row % depth
-        count = min(_ROWS, stop - row, depth - inside)
+        count = min(rows_at_once, stop - row, depth - inside)
         part = ring[:, inside : inside + count]
         scores = part[:, :, rows, columns].clone(memory_format=torch.contiguous_format).cpu().numpy()
-        if not np.isfinite(scores.sum(dtype=np.float64)):
+        if not np.isfinite(scores.sum()) and not np.isfinite(scores).all():
             raise BundleError("the network returned NaN or Inf", hint="predict in fp32, or train again")
         part.zero_()
         yield Slab(row - before[0], scores)
