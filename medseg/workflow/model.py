@@ -164,7 +164,7 @@ def volumes_ml(labels: LabelMap) -> dict[str, float]:
     for plane in labels.array:
         counts += np.bincount(plane.ravel(), minlength=len(counts))
     ml = labels.geometry.voxel_mm3() / 1000
-    return {item.name: int(counts[list(voxel_values(item))].sum()) * ml for item in labels.labels.items}
+    return {item.name: round(int(counts[list(voxel_values(item))].sum()) * ml, 6) for item in labels.labels.items}
 
 
 def bundle_folder(path: Path) -> Path:
