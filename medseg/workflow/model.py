@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Shaped
 
-from medseg.errors import DatasetError, ImageError
+from medseg.errors import DatasetError, ImageError, PlanError
 from medseg.inference.ensemble import load_members, predict_scores
 from medseg.inference.sliding_window import Forward
 from medseg.io.bundles import MANIFEST, load_bundle
@@ -147,9 +147,11 @@ def members_of(bundle: ModelBundle, device: torch.device, options: PredictOption
 
 
 def tuned(plan: Plan, options: PredictOptions) -> Plan:
-    """The plan with the window overlap and mirroring of `options`."""
+    """The plan with the window overlap and mirroring of `options`; raises PlanError unless 0 <= overlap < 1."""
     inference = plan.inference
     if options.overlap is not None:
+        if not 0 <= options.overlap < 1:
+            raise PlanError(f"{options.overlap} is not in [0, 1)", where="overlap", hint="0.5 is usual")
         inference = replace(inference, overlap=options.overlap)
     if options.tta is False:
         inference = replace(inference, mirror_axes=())

@@ -111,9 +111,9 @@ def _reason(error: Exception, case: Case) -> str:
     if isinstance(error, MedsegError):
         return str(error if error.where else type(error)(error.what, where=where, hint=error.hint))
     text = " ".join(str(error).split())
-    short = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in text
-    if short:
-        return f"{where}: out of memory. close other programs, use a smaller overlap, or crop the scan"
+    short = "not enough memory" in text or "can't allocate memory" in text
+    if short or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return f"{where}: out of memory. close other programs, predict on another device, or crop the scan"
     if isinstance(error, OSError):
         return f"{where}: {text}. check the disk and its permissions"
     return f"{where}: internal error {type(error).__name__}: {text}. please report it with this line"

@@ -310,6 +310,8 @@ def test_what_concerns_every_case_is_an_error_at_once(bundle, tmp_path):
         predict_folder(bundle, [folder], tmp_path / "out", options=CPU)
     with pytest.raises(BundleError, match="folds are 0, 1"):
         predict_folder(bundle, [folder], tmp_path / "out", options=trusted(folds=(7,)))
+    with pytest.raises(PlanError, match="overlap"):
+        predict_folder(bundle, [folder], tmp_path / "out", options=trusted(overlap=1.0))
     with pytest.raises(DatasetError, match="no scans"):
         predict_folder(bundle, [], tmp_path / "out", options=trusted())
     assert not (tmp_path / "out").exists()
