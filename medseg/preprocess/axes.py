@@ -12,7 +12,7 @@ from medseg.types.geometry import Geometry
 Positions = tuple[Float64[np.ndarray, " Z"], Float64[np.ndarray, " Y"], Float64[np.ndarray, " X"]]
 _PAD = 12  # edge voxels repeated on both sides; the spline prefilter has decayed to 1e-7 there
 _TINY = 1e-7  # weights below this are dropped
-_BLOCK = 64
+_BLOCK = 32  # targets per matrix product: a compromise between zeros multiplied and calls
 
 
 @dataclass(frozen=True, eq=False)

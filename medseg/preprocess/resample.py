@@ -27,7 +27,7 @@ from medseg.types.image import Image
 
 Orders = tuple[int, int, int]
 COARSE = 3.0  # an axis this many times coarser than the finest is interpolated apart (Isensee 2021)
-_SLAB_BYTES = 16 << 20
+_SLAB_BYTES = 8 << 20
 
 
 def resample_image(image: Image, target: Geometry, *, order: int = 3, coarse_order: int = 1) -> Image:
@@ -38,7 +38,7 @@ def resample_image(image: Image, target: Geometry, *, order: int = 3, coarse_ord
     is more than 3 times that of the finest axis an order of 3 becomes `coarse_order`: splines ring between thick
     slices. nnU-Net takes order 0 there; linear moves no edge by half a slice.
 
-    Peak memory is the result plus about 60 MiB. Raises ImageError where voxels are not finite.
+    Peak memory is the result plus about 150 planes of float32. Raises ImageError where voxels are not finite.
     """
     if order not in (0, 1, 3) or coarse_order not in (0, 1, 3):
         raise PlanError(f"order {order} of interpolation", where="preprocess.image_order", hint="use 0, 1 or 3")
