@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Literal, Protocol
 
@@ -32,6 +32,14 @@ class Total(Protocol):
     def total_bytes(self) -> int:
         """Bytes of device memory of one training step."""
 
+    @property
+    def workspace_bytes(self) -> int:
+        """Of these, what libraries take."""
+
+    @property
+    def context_bytes(self) -> int:
+        """Of these, what the device takes for every process."""
+
 
 Estimate = Callable[..., Total]
 SecondsOf = Callable[[Network, Sampling, Training], float]
@@ -50,6 +58,7 @@ class Fit:
     outputs: int
     training: Training
     vram_gib: float
+    regions: bool = False
 
     def network(self, patch: Size3, base: int) -> Network:
         """The preset's network for a patch."""
@@ -89,29 +98,35 @@ def patches(fit: Fit) -> tuple[Size3, ...]:
     return tuple(found)
 
 
-def fit_memory(fit: Fit, *, estimate: Estimate, base: int | None = None) -> Fitted:
+def fit_memory(fit: Fit, *, estimate: Estimate) -> Fitted:
     """Largest patch whose training step of batch 2 fits, then the largest batch.
 
     A batch holds at most 5 % of the voxels of all cases. Raises BudgetError with the smallest budget that would do.
     """
-    base = base or fit.preset.base_channels
+    base = fit.preset.base_channels
+    fitted = fit_patch(fit, estimate=estimate, base=base)
+    batch = _batch(fit, fitted.sampling.patch, _sizes(fit, estimate, base))
+    sampling = replace(fitted.sampling, batch=batch.value)
+    return replace(fitted, sampling=sampling, reasons={**fitted.reasons, "sampling.batch": batch.reason})
+
+
+def fit_patch(fit: Fit, *, estimate: Estimate, base: int) -> Fitted:
+    """Largest patch whose training step of batch 2 fits; raises BudgetError with the smallest budget that would do."""
     size = _sizes(fit, estimate, base)
-    limit = fit.vram_gib * presets.VRAM_SHARE * GIB
     candidates = patches(fit)
-    if size(candidates[-1], presets.BATCH_AT_LEAST) > limit:
-        need = math.ceil(size(candidates[-1], presets.BATCH_AT_LEAST) / presets.VRAM_SHARE / GIB * 10) / 10
+    patch = _largest(candidates, lambda patch: size(patch, presets.BATCH_AT_LEAST).total_bytes(), _limit(fit))
+    if patch is None:
+        bytes_needed = size(candidates[-1], presets.BATCH_AT_LEAST).total_bytes()
+        need = math.ceil(bytes_needed / presets.VRAM_SHARE / GIB * 10) / 10
         what = f"the smallest patch {_by(candidates[-1])} with batch 2 needs {need:.1f} GiB of device memory"
         raise Shortage(f"{what}, the budget is {fit.vram_gib:g}", where="vram_gib", need=need, unit="GiB")
-    patch = candidates[_first(len(candidates), lambda i: size(candidates[i], presets.BATCH_AT_LEAST) <= limit)]
-    batch = _batch(fit, patch, lambda n: size(patch, n), limit)
-    used = size(patch, batch.value) / GIB
     reasons = {
         "sampling.patch": _patch_reason(fit, candidates[0], patch),
-        "sampling.batch": f"{batch.reason}; estimated {used:.2f} of {fit.vram_gib:g} GiB",
         "network.topology": _topology_reason(fit, patch, base),
     }
-    sampling = Sampling(patch, batch.value, presets.FOREGROUND_FRACTION)
-    return Fitted(fit.network(patch, base), sampling, reasons)
+    return Fitted(
+        fit.network(patch, base), Sampling(patch, presets.BATCH_AT_LEAST, presets.FOREGROUND_FRACTION), reasons
+    )
 
 
 def fit_time(fit: Fit, *, hours: float, seconds_of: SecondsOf, estimate: Estimate) -> Fitted:
@@ -123,73 +138,91 @@ def fit_time(fit: Fit, *, hours: float, seconds_of: SecondsOf, estimate: Estimat
     seconds = hours * 3600 * presets.TIME_SHARE
     best: Fitted | None = None
     for base in [b for b in presets.BASE_CHANNELS if b <= fit.preset.base_channels]:
-        fitted = fit_memory(fit, estimate=estimate, base=base)
+        fitted = fit_patch(fit, estimate=estimate, base=base)
         step_s = _measured(fit, fitted, presets.BATCH_AT_LEAST, seconds_of)
         if seconds / step_s < presets.MIN_STEPS:
             best = best or _smaller_patch(fit, fitted, step_s, seconds, seconds_of)
             break
         best = _timed(fitted, presets.BATCH_AT_LEAST, step_s, seconds)
-        widest = fitted
     else:
-        best = _more_per_step(fit, widest, best, seconds, seconds_of) if best else best
+        best = _more_per_step(fit, best, seconds, seconds_of, estimate) if best else best
     if best is None or best.steps is None or best.step_s is None:
         raise BudgetError("the preset names no network to time", where="preset", hint="use unet or resenc")
     return _explained(best, hours, best.steps, best.step_s)
 
 
-def _sizes(fit: Fit, estimate: Estimate, base: int) -> Callable[[Size3, int], int]:
+def _limit(fit: Fit) -> float:
+    return fit.vram_gib * presets.VRAM_SHARE * GIB
+
+
+def _sizes(fit: Fit, estimate: Estimate, base: int) -> Callable[[Size3, int], Total]:
     @cache
-    def size(patch: Size3, batch: int) -> int:
-        memory = estimate(
+    def size(patch: Size3, batch: int) -> Total:
+        return estimate(
             fit.network(patch, base),
             channels=fit.channels,
             outputs=fit.outputs,
             patch=patch,
             batch=batch,
             training=fit.training,
+            regions=fit.regions,
         )
-        return memory.total_bytes()
 
     return size
 
 
-def _first(count: int, fits: Callable[[int], bool]) -> int:
-    """First index that fits, given that the last one does and that later ones are smaller."""
-    low, high = 0, count - 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle + 1, high)
-    return low
+def _largest(candidates: tuple[Size3, ...], size: Callable[[Size3], int], limit: float) -> Size3 | None:
+    """The largest candidate within `limit`, or None; memory goes with voxels, which tells where to look next."""
+    too_large, fits, guess = -1, len(candidates), 0
+    while too_large < len(candidates) - 1:
+        used = size(candidates[guess])
+        too_large, fits = (too_large, guess) if used <= limit else (guess, fits)
+        if fits - too_large == 1:
+            break
+        wanted = math.prod(candidates[guess]) * limit / used
+        likely = next((i for i, patch in enumerate(candidates) if math.prod(patch) <= wanted), len(candidates))
+        guess = min(max(likely, too_large + 1), fits - 1)
+    return candidates[fits] if fits < len(candidates) else None
 
 
-def _batch(fit: Fit, patch: Size3, size: Callable[[int], int], limit: float) -> Decision[int]:
-    least = presets.BATCH_AT_LEAST
+def _batch(fit: Fit, patch: Size3, size: Callable[[Size3, int], Total]) -> Decision[int]:
+    """As many samples as memory and data allow.
+
+    Up to 16 by estimates; above, where estimates take long, by what is certain: n samples need at most n / 16 of what
+    16 need besides the fixed part, because weights and the like do not grow.
+    """
+    least, probe = presets.BATCH_AT_LEAST, presets.PROBED_BATCH
     voxels = math.prod(fit.median) * fit.cases
-    cap = max(least, round(presets.BATCH_OF_DATASET * voxels / math.prod(patch)))
-    each = max(1.0, (size(2 * least) - size(least)) / least)
-    room = least + int((limit - size(least)) // each)
-    batch = max(least, min(cap, room))
-    while batch > least and size(batch) > limit:
-        batch -= max(1, batch // 50)
-    batch = max(batch, least)
-    while batch < cap and size(batch + 1) <= limit:
-        batch += 1
-    share = f"{presets.BATCH_OF_DATASET:.0%} of all voxels"
-    if batch == cap:
-        text = f"{batch}, limited by {share} (at least {least}); memory would allow about {max(room, batch)}"
-        return Decision(batch, text)
-    return Decision(batch, f"{batch}, what memory leaves ({share} would allow {cap})")
+    share = max(least, round(presets.BATCH_OF_DATASET * voxels / math.prod(patch)))
+    cap = min(presets.BATCH_AT_MOST, share)
+    limit = _limit(fit)
+    low, high = least, min(cap, probe) + 1  # low fits, high is not wanted or does not
+    guess = min(2 * least, high - 1)
+    while high - low > 1:
+        used = size(patch, guess).total_bytes()
+        low, high = (guess, high) if used <= limit else (low, guess)
+        each = max(1.0, (used - size(patch, least).total_bytes()) / (guess - least))
+        guess = min(max(guess + math.floor((limit - used) / each), low + 1), high - 1)
+    if low == probe < cap:
+        memory = size(patch, probe)
+        fixed = memory.workspace_bytes + memory.context_bytes
+        low = min(cap, math.floor(probe * (limit - fixed) / (memory.total_bytes() - fixed)))
+    used_gib = size(patch, min(low, probe)).total_bytes() / GIB
+    text = f"{low}, what memory leaves (data would allow {cap})"
+    if low == cap:
+        text = f"{low}, limited by {presets.BATCH_OF_DATASET:.0%} of all voxels ({share}, at least {least})"
+        text += f" and by {presets.BATCH_AT_MOST}" if share > cap else ""
+    return Decision(low, f"{text}; {min(low, probe)} take an estimated {used_gib:.2f} of {fit.vram_gib:g} GiB")
 
 
 def _measured(fit: Fit, fitted: Fitted, batch: int, seconds_of: SecondsOf) -> float:
-    sampling = Sampling(fitted.sampling.patch, batch, presets.FOREGROUND_FRACTION)
+    sampling = replace(fitted.sampling, batch=batch)
     return max(1e-6, float(f"{seconds_of(fitted.network, sampling, fit.training):.3g}"))
 
 
 def _timed(fitted: Fitted, batch: int, step_s: float, seconds: float) -> Fitted:
-    sampling = Sampling(fitted.sampling.patch, batch, presets.FOREGROUND_FRACTION)
     steps = min(presets.MAX_STEPS, int(seconds / step_s))
-    return Fitted(fitted.network, sampling, dict(fitted.reasons), steps, step_s)
+    return replace(fitted, sampling=replace(fitted.sampling, batch=batch), steps=steps, step_s=step_s)
 
 
 def _smaller_patch(fit: Fit, fitted: Fitted, step_s: float, seconds: float, seconds_of: SecondsOf) -> Fitted:
@@ -215,14 +248,15 @@ def _smaller_patch(fit: Fit, fitted: Fitted, step_s: float, seconds: float, seco
     return _timed(fitted, presets.BATCH_AT_LEAST, step_s, seconds)
 
 
-def _more_per_step(fit: Fit, fitted: Fitted, best: Fitted, seconds: float, seconds_of: SecondsOf) -> Fitted:
+def _more_per_step(fit: Fit, best: Fitted, seconds: float, seconds_of: SecondsOf, estimate: Estimate) -> Fitted:
     """The full-size network has time left: enlarge the batch while a long run of steps remains."""
     least = presets.BATCH_AT_LEAST
     allowed = int(least * seconds / (best.step_s or 1.0) / presets.LONG_STEPS)
-    batch = max(least, min(fitted.sampling.batch, allowed))
-    if batch == least:
+    if allowed <= least:
         return best
-    return _timed(fitted, batch, _measured(fit, fitted, batch, seconds_of), seconds)
+    largest = _batch(fit, best.sampling.patch, _sizes(fit, estimate, fit.preset.base_channels)).value
+    batch = min(largest, allowed)
+    return best if batch == least else _timed(best, batch, _measured(fit, best, batch, seconds_of), seconds)
 
 
 def _explained(best: Fitted, hours: float, steps: int, step_s: float) -> Fitted:
@@ -241,7 +275,7 @@ def _explained(best: Fitted, hours: float, steps: int, step_s: float) -> Fitted:
     reasons["network.topology"] += (
         f"; {base} first channels: the largest of {presets.BASE_CHANNELS} with at least {presets.MIN_STEPS} steps"
     )
-    return Fitted(best.network, best.sampling, reasons, steps, step_s)
+    return replace(best, reasons=reasons)
 
 
 def _coverage(fit: Fit, patch: Size3) -> str:

@@ -120,6 +120,7 @@ def _fit(
         outputs=fingerprint.labels.outputs(),
         training=_training(steps, budget, augment=(), batch_dice=False),
         vram_gib=budget.vram_gib,
+        regions=fingerprint.labels.are_regions(),
     )
 
 

@@ -6,7 +6,7 @@ from toy_fingerprints import Bytes, feature_bytes, voxel_seconds
 
 from medseg.errors import BudgetError
 from medseg.planning import presets
-from medseg.planning.fit import GIB, Fit, Shortage, first_patch, fit_memory, fit_time, patches
+from medseg.planning.fit import GIB, Fit, Shortage, first_patch, fit_memory, fit_patch, fit_time, patches
 from medseg.planning.presets import PRESETS
 from medseg.types.plan import LossTerm, Sampling, Step, Training
 
@@ -57,11 +57,33 @@ def test_memory_that_is_left_goes_to_the_batch_up_to_five_percent_of_the_data():
     fitted = fit_memory(SMALL, estimate=feature_bytes)
     assert fitted.sampling == Sampling((40, 56, 40), 7)
     assert "limited by 5% of all voxels" in fitted.reasons["sampling.batch"]
-    many = replace(SMALL, cases=10**6)
+
+
+@pytest.mark.parametrize("vram", [1.0, 1.5, 2.0, 2.5])
+def test_up_to_sixteen_samples_the_batch_is_the_largest_that_fits(vram):
+    many = replace(SMALL, cases=10**6, vram_gib=vram)
     fitted = fit_memory(many, estimate=feature_bytes)
-    limit = SMALL.vram_gib * presets.VRAM_SHARE * GIB
+    limit = vram * presets.VRAM_SHARE * GIB
+    assert 2 < fitted.sampling.batch < 16
     assert _bytes(many, fitted.sampling) <= limit
     assert _bytes(many, replace(fitted.sampling, batch=fitted.sampling.batch + 1)) > limit
+
+
+def test_larger_batches_are_certain_to_fit_and_cost_no_estimates():
+    asked = []
+
+    def with_weights(network, **what):
+        asked.append(what["batch"])
+        activations = feature_bytes(network, **what).count
+        return Bytes(max(10**8 + activations, 3 * 10**8 + activations // 2))
+
+    many = replace(SMALL, cases=10**6, vram_gib=8.0)
+    batch = fit_memory(many, estimate=with_weights).sampling.batch
+    assert max(asked) == 16 and len(asked) < 8
+    network = many.network((40, 56, 40), 32)
+    need = with_weights(network, channels=1, outputs=3, patch=(40, 56, 40), batch=batch, training=TRAINING)
+    assert 16 < batch <= presets.BATCH_AT_MOST
+    assert need.total_bytes() <= 8 * presets.VRAM_SHARE * GIB
 
 
 def test_a_batch_is_never_below_two():
@@ -124,7 +146,7 @@ def test_too_little_time_for_any_network_shrinks_the_patch():
     fitted = _steps(SCAN, 0.25)
     assert fitted.network.topology.channels[0] == presets.BASE_CHANNELS[0]
     assert fitted.steps >= presets.MIN_STEPS
-    assert math.prod(fitted.sampling.patch) < math.prod(fit_memory(SCAN, estimate=feature_bytes, base=8).sampling.patch)
+    assert math.prod(fitted.sampling.patch) < math.prod(fit_patch(SCAN, estimate=feature_bytes, base=8).sampling.patch)
     assert "quick enough" in fitted.reasons["sampling.patch"]
 
 

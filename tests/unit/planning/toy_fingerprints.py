@@ -55,19 +55,21 @@ def with_stats(**values):
 @dataclass(frozen=True)
 class Bytes:
     count: int
+    workspace_bytes: int = 0
+    context_bytes: int = 2**29
 
     def total_bytes(self):
-        return self.count
+        return self.count + self.context_bytes
 
 
-def feature_bytes(network, *, channels, outputs, patch, batch, training):
+def feature_bytes(network, *, channels, outputs, patch, batch, training, regions=False):
     """Ten float32 maps of each stage's channels, and half a GiB for the context."""
     voxels, total = math.prod(patch) * batch, 0.0
     shrunk = 1
     for width, stride in zip(network.topology.channels, network.topology.strides, strict=True):
         shrunk *= math.prod(stride)
         total += voxels / shrunk * width * 40
-    return Bytes(int(total) + 2**29)
+    return Bytes(int(total))
 
 
 def voxel_seconds(network, sampling, training):
