@@ -3,12 +3,13 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from types import MappingProxyType
 
 import torch
 
 from medseg.augment.intensity import blur, brightness, contrast, gamma, low_resolution, noise, speckle
-from medseg.augment.spatial import affine, centre_crop, mirror
+from medseg.augment.spatial import affine, centre_crop, draw_matrix, mirror, rotation
 from medseg.plugins import resolve
 from medseg.types.geometry import Size3
 from medseg.types.plan import Step
@@ -47,45 +48,52 @@ def build_augment(steps: Sequence[Step], *, patch: Size3 | None = None) -> Calla
     return augment
 
 
-def margin(steps: Sequence[Step], patch: Size3) -> Size3:
-    """The size (z, y, x) to load so that rotation or zoom rarely reaches beyond it.
+def margin(steps: Sequence[Step], patch: Size3, rng: torch.Generator | None = None) -> Size3:
+    """The size (z, y, x) to load so that rotation and zoom do not reach beyond it.
 
-    Covers every rotation about one axis and every zoom; extreme combinations see some padding, because loading for
-    those would more than double the voxels.
+    With the generator that will augment the patch (its state is left alone) it is what this patch needs, if "affine"
+    comes first. Without, it holds every rotation and every zoom; only both near their extremes reach farther.
 
     >>> margin([Step("affine")], (40, 40, 40)), margin([Step("mirror")], (1, 64, 64))
-    ((65, 65, 65), (1, 64, 64))
+    ((68, 69, 68), (1, 64, 64))
     """
-    z, y, x = patch
-    for step in steps:
+    largest = patch
+    for number, step in enumerate(steps):
         if step.use == "affine":
             bound = inspect.signature(affine).bind_partial(**step.options)
             bound.apply_defaults()
-            z, y, x = _enlarged((z, y, x), **{name: bound.arguments[name] for name in _REACH})
+            options = {name: bound.arguments[name] for name in _DRAWN}
+            flat = bound.arguments["in_plane"] or patch[0] == 1
+            ahead = rng if number == 0 else None
+            largest = _reach(largest, _matrices(flat, ahead, **options), flat)
+    return largest
+
+
+_DRAWN = ("p", "degrees", "scale_low", "scale_high")
+
+
+def _matrices(flat: bool, rng: torch.Generator | None, **options: float) -> list[torch.Tensor]:
+    """The matrix that will be drawn from `rng`, or without one all that bound it."""
+    if rng is not None:
+        ahead = torch.Generator()
+        ahead.set_state(rng.get_state())
+        drawn = draw_matrix(ahead, flat=flat, **options)
+        return [] if drawn is None else [drawn]
+    if options["p"] <= 0:
+        return []
+    most = math.radians(min(abs(options["degrees"]), 90.0))
+    angles = [most * share for share in (-1.0, -0.5, 0.0, 0.5, 1.0)]
+    turns = product(angles, repeat=1 if flat else 3)
+    return [torch.eye(2 if flat else 3) * max(options["scale_high"], 1.0), *(rotation(turn) for turn in turns)]
+
+
+def _reach(patch: Size3, matrices: Sequence[torch.Tensor], flat: bool) -> Size3:
+    """The box that holds `patch` moved by each matrix, at least the patch."""
+    size = torch.tensor(patch[1:] if flat else patch, dtype=torch.float32)
+    reach = torch.stack([size, *(matrix.abs() @ size for matrix in matrices)]).amax(0)
+    grown = reach.mul(1e3).round().div(1e3).ceil().int().tolist()
+    z, y, x = [patch[0], *grown] if flat else grown
     return z, y, x
-
-
-_REACH = ("degrees", "scale_high", "in_plane", "p")
-
-
-def _enlarged(patch: Size3, *, degrees: float, scale_high: float, in_plane: bool, p: float) -> Size3:
-    if p <= 0:
-        return patch
-    angle = math.radians(min(abs(degrees), 90.0))
-    zoom = math.sqrt(max(scale_high, 1.0)) if angle else max(scale_high, 1.0)
-    flat = in_plane or patch[0] == 1
-    grown = []
-    for axis, n in enumerate(patch):
-        others = [m for k, m in enumerate(patch) if k != axis and not (flat and k == 0)]
-        reach = max(_extent(n, m, angle) for m in others)
-        grown.append(n if flat and axis == 0 else math.ceil(round(reach * zoom, 6)))
-    return grown[0], grown[1], grown[2]
-
-
-def _extent(n: int, m: int, angle: float) -> float:
-    """Widest bounding box of an n x m rectangle turned by at most `angle`."""
-    best = min(angle, math.atan2(m, n))
-    return n * math.cos(best) + m * math.sin(best)
 
 
 def _bind(step: Step, where: str, patch: Size3 | None) -> Augment:

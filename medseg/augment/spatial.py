@@ -33,17 +33,38 @@ def affine(
     """
     ndim = patch.image.ndim - 1
     out = tuple(patch.image.shape[1:]) if size is None else tuple(size)[-ndim:]
-    turns, zooms, coin, share, *angles = uniforms(rng, 7)
-    if turns >= p and zooms >= p:
-        return centre_crop(patch, out)
     flat = ndim == 2 or in_plane
-    turned = [math.radians(degrees) * (2 * a - 1) if turns < p else 0.0 for a in angles]
-    zoom = _zoom(scale_low, scale_high, coin, share) if zooms < p else 1.0
-    matrix = _rotation(turned[:1] if flat else turned) * zoom
+    matrix = draw_matrix(rng, flat=flat, p=p, degrees=degrees, scale_low=scale_low, scale_high=scale_high)
+    if matrix is None:
+        return centre_crop(patch, out)
     if flat and ndim == 3:
         return _each_slice(centre_crop(patch, (out[0], *patch.image.shape[2:])), matrix, out)
     image, labels = _sample(patch.image[None], patch.labels[None], matrix, out)
     return Patch(image[0], labels[0])
+
+
+def draw_matrix(
+    rng: torch.Generator, *, flat: bool, p: float, degrees: float, scale_low: float, scale_high: float
+) -> Tensor | None:
+    """What `affine` does to offsets (z, y, x), or (y, x) if `flat`, from the centre; None where nothing fires."""
+    turns, zooms, coin, share, *angles = uniforms(rng, 7)
+    if turns >= p and zooms >= p:
+        return None
+    turned = [math.radians(degrees) * (2 * a - 1) if turns < p else 0.0 for a in angles]
+    zoom = _zoom(scale_low, scale_high, coin, share) if zooms < p else 1.0
+    return rotation(turned[:1] if flat else turned) * zoom
+
+
+def rotation(angles: Sequence[float]) -> Tensor:
+    """Rotation of (z, y, x), about each of its axes in turn, or of (y, x) for a single angle."""
+    planes = [(0, 1)] if len(angles) == 1 else [(1, 2), (0, 2), (0, 1)]
+    matrix = torch.eye(2 if len(angles) == 1 else 3)
+    for angle, (a, b) in zip(angles, planes, strict=True):
+        turn = torch.eye(matrix.shape[0])
+        turn[a, a] = turn[b, b] = math.cos(angle)
+        turn[a, b], turn[b, a] = -math.sin(angle), math.sin(angle)
+        matrix = matrix @ turn
+    return matrix
 
 
 def mirror(patch: Patch, rng: torch.Generator, *, axes: Sequence[int] = (0, 1, 2), p: float = 0.5) -> Patch:
@@ -69,18 +90,6 @@ def _zoom(low: float, high: float, coin: float, share: float) -> float:
     below = low < 1 and (coin < 0.5 or high <= 1)
     start, stop = (low, min(high, 1.0)) if below else (max(low, 1.0), high)
     return start + (stop - start) * share
-
-
-def _rotation(angles: Sequence[float]) -> Tensor:
-    """Rotation of (z, y, x), about each of its axes in turn, or of (y, x) for a single angle."""
-    planes = [(0, 1)] if len(angles) == 1 else [(1, 2), (0, 2), (0, 1)]
-    matrix = torch.eye(2 if len(angles) == 1 else 3)
-    for angle, (a, b) in zip(angles, planes, strict=True):
-        turn = torch.eye(matrix.shape[0])
-        turn[a, a] = turn[b, b] = math.cos(angle)
-        turn[a, b], turn[b, a] = -math.sin(angle), math.sin(angle)
-        matrix = matrix @ turn
-    return matrix
 
 
 def _each_slice(patch: Patch, matrix: Tensor, out: Sequence[int]) -> Patch:

@@ -37,12 +37,12 @@ def batches(
     `workers` threads load ahead (0: load when asked); they augment too, unless `augment_on` names another device.
     Raises TrainingError with the case id if a patch cannot be read.
     """
-    size, sampling = margin(plan.training.augment, plan.sampling.patch), plan.sampling
+    sampling = plan.sampling
     augment = build_augment(plan.training.augment, patch=sampling.patch)
     late = augment_on is not None and augment_on.type != "cpu"
 
     def load(step: int, index: int) -> Drawn:
-        patch, rng = _draw(plan, cases, (step, index), size)
+        patch, rng = draw_sample(plan, cases, step, index)
         return (patch, rng) if late else (augment(patch, rng), rng)
 
     jobs = (partial(load, step, index) for step in count(start) for index in range(sampling.batch))
@@ -68,7 +68,9 @@ def validation_batches(
 
 def draw_sample(plan: Plan, cases: Sequence[CachedCase], step: int, index: int) -> Drawn:
     """Sample `index` of `step` before augmentation, with the margin that augmentation needs, and its generator."""
-    return _draw(plan, cases, (step, index), margin(plan.training.augment, plan.sampling.patch))
+    place, rng = generators(plan.training.seed, TRAIN, step, index)
+    case = cases[int(place.integers(len(cases)))]
+    return _read(plan, case, place, index, margin(plan.training.augment, plan.sampling.patch, rng)), rng
 
 
 def encode_target(labels: Tensor, meaning: Labels) -> Tensor:
@@ -88,13 +90,6 @@ def encode_target(labels: Tensor, meaning: Labels) -> Tensor:
         table[:, meaning.ignore] = -1
     table, flat = table.to(labels.device), labels[:, 0].long()
     return torch.stack([row[flat] for row in table], dim=1)
-
-
-def _draw(plan: Plan, cases: Sequence[CachedCase], key: tuple[int, int], size: tuple[int, int, int]) -> Drawn:
-    step, index = key
-    place, rng = generators(plan.training.seed, TRAIN, step, index)
-    case = cases[int(place.integers(len(cases)))]
-    return _read(plan, case, place, index, size), rng
 
 
 def _read(plan: Plan, case: CachedCase, place: np.random.Generator, index: int, size: tuple[int, int, int]) -> Patch:

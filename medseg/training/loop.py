@@ -204,6 +204,7 @@ def _measure(
             keep(position)
             raise
     step_s = pace(clock.marks)
+    set_rate(session.optimizer, session.schedule(progress(position)))
     row = {
         "epoch": position.epochs,
         "step": position.step,

@@ -26,8 +26,8 @@ class Position:
 def progress(position: Position) -> float:
     """The share of the schedule that is behind, in [0, 1].
 
-    >>> progress(Position(total=10, step=5)), progress(Position(total=8, step=6, bend_step=4, bend_progress=0.2))
-    (0.5, 0.6)
+    >>> progress(Position(total=10, step=5)), progress(Position(total=8, step=6, bend_step=4, bend_progress=0.5))
+    (0.5, 0.75)
     """
     span = position.total - position.bend_step
     if span <= 0:

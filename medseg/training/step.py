@@ -1,7 +1,7 @@
 """One optimiser step and one validation pass."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from medseg.errors import TrainingError
+from medseg.losses.build import Loss
 from medseg.types.labels import Labels
 from medseg.types.plan import Precision
 from medseg.types.tensors import Batch, NetworkOutput
@@ -37,7 +38,7 @@ def new_scaler(precision: Precision, device: torch.device) -> GradScaler:
 def train_step(
     network: nn.Module,
     batch: Batch,
-    loss: Callable[..., object],
+    loss: Loss,
     optimizer: Optimizer,
     *,
     scaler: GradScaler,
@@ -46,25 +47,25 @@ def train_step(
 ) -> StepResult:
     """Forward in `precision`, loss in float32, backward, clip, update.
 
-    `loss` returns a LossValue. Raises TrainingError with the loss terms where loss or gradients are not finite.
+    Raises TrainingError with the loss terms where loss or gradients are not finite.
     """
     network.train()
     optimizer.zero_grad(set_to_none=True)
     value = loss(forward(network, batch, precision), batch)
-    total: Tensor = value.total  # type: ignore[attr-defined]
-    terms = {name: float(term) for name, term in value.terms.items()}  # type: ignore[attr-defined]
-    if not math.isfinite(float(total)):
+    size = float(value.total.detach())
+    terms = {name: float(term.detach()) for name, term in value.terms.items()}
+    if not math.isfinite(size):
         raise TrainingError(f"the loss is not finite: {_listed(terms)}")
-    scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+    scaler.scale(value.total).backward()  # type: ignore[no-untyped-call]
     scaler.unscale_(optimizer)
     limit = clip_grad_norm if clip_grad_norm is not None else math.inf
     norm = float(clip_grad_norm_(network.parameters(), limit))
     lost = scaler.is_enabled() and scaler.get_scale() < _SMALLEST_SCALE
     if not math.isfinite(norm) and (not scaler.is_enabled() or lost):
-        raise TrainingError(f"the gradients are not finite at loss {float(total):.6g}: {_listed(terms)}")
+        raise TrainingError(f"the gradients are not finite at loss {size:.6g}: {_listed(terms)}")
     scaler.step(optimizer)
     scaler.update()
-    return StepResult(float(total), terms, norm)
+    return StepResult(size, terms, norm)
 
 
 def forward(network: nn.Module, batch: Batch, precision: Precision) -> NetworkOutput:
@@ -104,7 +105,7 @@ def averaged(network: nn.Module, average: Mapping[str, Tensor] | None) -> Iterat
 
 
 def validate(
-    network: nn.Module, batches: Iterable[Batch], loss: Callable[..., object], labels: Labels, precision: Precision
+    network: nn.Module, batches: Iterable[Batch], loss: Loss, labels: Labels, precision: Precision
 ) -> dict[str, float]:
     """Mean loss and Dice per class of the voxels of all batches together; NaN for a class that never occurs."""
     network.eval()
@@ -113,7 +114,7 @@ def validate(
     with torch.inference_mode():
         for batch in batches:
             output = forward(network, batch, precision)
-            total += float(loss(output, batch).total)  # type: ignore[attr-defined]
+            total += float(loss(output, batch).total)
             counts += overlaps(output.logits[0], batch.target).cpu()
             seen += 1
     dice = {name: _dice(*row) for name, row in zip(labels.names(), counts.T.tolist(), strict=True)}

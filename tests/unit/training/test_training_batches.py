@@ -1,0 +1,175 @@
+import numpy as np
+import pytest
+import torch
+from tiny_run import fill_cache, tiny_plan
+
+from medseg.errors import TrainingError
+from medseg.io.cache import CachedCase, open_case
+from medseg.training import batches as module
+from medseg.training.batches import batches, encode_target, validation_batches
+from medseg.training.sampling import TRAIN, draw_box, draw_voxel, generators, grow, is_forced, read_patch
+from medseg.types.geometry import Box
+from medseg.types.labels import Label, Labels
+from medseg.types.plan import Step
+
+CPU = torch.device("cpu")
+TWO = Labels((Label("a", (1,)), Label("b", (2,))))
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    return [open_case(folder, name) for name in fill_cache(folder, 3, shape=(12, 20, 18))]
+
+
+def first(plan, cases, count=3, **options):
+    stream = batches(plan, cases, device=CPU, **options)
+    try:
+        return [next(stream) for _ in range(count)]
+    finally:
+        stream.close()
+
+
+def same(ones, others):
+    return all(
+        torch.equal(a.image, b.image) and torch.equal(a.target, b.target) for a, b in zip(ones, others, strict=True)
+    )
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_batches_are_the_same_for_any_number_of_workers(cases, ndim):
+    plan = tiny_plan(ndim=ndim)
+    alone = first(plan, cases)
+    assert alone[0].image.shape == (2, 1, *plan.sampling.patch[3 - ndim :])
+    assert alone[0].target.shape == alone[0].image.shape
+    assert same(alone, first(plan, cases, workers=1))
+    assert same(alone, first(plan, cases, workers=2))
+    assert not same(alone, first(tiny_plan(ndim=ndim, seed=1), cases))
+
+
+def test_a_stream_begun_at_step_n_yields_the_batches_of_step_n(cases):
+    plan = tiny_plan()
+    assert same(first(plan, cases, 4)[2:], first(plan, cases, 2, start=2))
+
+
+def test_batches_of_different_steps_and_samples_differ(cases):
+    plan = tiny_plan(augment=(Step("noise", {"p": 1.0}),))
+    images = [image for batch in first(plan, cases, 3) for image in batch.image]
+    assert all(not torch.equal(a, b) for i, a in enumerate(images) for b in images[:i])
+
+
+def test_validation_batches_repeat_and_go_round_all_cases(cases, monkeypatch):
+    plan = tiny_plan()
+    seen = []
+    read = module.read_patch
+    monkeypatch.setattr(
+        module, "read_patch", lambda case, box, ndim: (seen.append(case.case_id), read(case, box, ndim=ndim))[1]
+    )
+    once = list(validation_batches(plan, cases, steps=3, device=CPU))
+    assert same(once, list(validation_batches(plan, cases, steps=3, device=CPU, workers=2)))
+    assert seen[:6] == ["a", "b", "c", "a", "b", "c"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_patch_that_cannot_be_read_names_its_case(cases, workers, monkeypatch):
+    def broken(self, box):
+        raise OSError("disk on fire")
+
+    monkeypatch.setattr(CachedCase, "read", broken)
+    with pytest.raises(TrainingError, match=r"^[abc]: cannot read a patch \(OSError: disk on fire\)"):
+        first(tiny_plan(), cases, workers=workers)
+
+
+def test_labels_become_class_indices():
+    labels = torch.tensor([[[[0, 7, 3], [255, 3, 0]]]], dtype=torch.int16)
+    meaning = Labels((Label("x", (3,)), Label("y", (7,))), ignore=255)
+    target = encode_target(labels, meaning)
+    assert target.tolist() == [[[[0, 2, 1], [-1, 1, 0]]]]
+    assert target.dtype == torch.int64
+
+
+def test_regions_get_one_channel_each_and_share_voxels():
+    labels = torch.tensor([[[0, 1, 2, 9]]], dtype=torch.int32)
+    meaning = Labels((Label("whole", (1, 2)), Label("core", (2,))), ignore=9)
+    assert encode_target(labels, meaning).tolist() == [[[0, 1, 1, -1], [0, 0, 1, -1]]]
+
+
+def test_the_last_third_of_a_batch_is_forced():
+    counts = [sum(is_forced(i, batch, 0.33) for i in range(batch)) for batch in (1, 2, 3, 9, 12)]
+    assert counts == [0, 1, 1, 3, 4]
+    assert is_forced(8, 9, 0.33) and not is_forced(5, 9, 0.33)
+    assert not is_forced(1, 2, 0.0)
+
+
+def test_classes_are_drawn_evenly_however_large():
+    foreground = {1: np.zeros((5000, 3), np.int32), 2: np.ones((3, 3), np.int32)}
+    rng = np.random.default_rng(0)
+    drawn = [draw_voxel(rng, foreground, TWO) for _ in range(1000)]
+    assert 440 < drawn.count((1, 1, 1)) < 560
+    assert draw_voxel(rng, {}, TWO) is None
+    assert draw_voxel(rng, {9: np.ones((2, 3), np.int32)}, TWO) is None
+
+
+def test_regions_are_drawn_evenly():
+    foreground = {1: np.zeros((10, 3), np.int32), 2: np.ones((10, 3), np.int32)}
+    regions = Labels((Label("whole", (1, 2)), Label("core", (2,))))
+    rng = np.random.default_rng(0)
+    core = sum(draw_voxel(rng, foreground, regions) == (1, 1, 1) for _ in range(1000))
+    assert 690 < core < 810  # half as core, a quarter through the whole
+
+
+def test_a_box_holds_its_voxel_and_lies_inside_where_it_can():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        voxel = tuple(int(v) for v in rng.integers(0, (30, 40, 50)))
+        box = draw_box(rng, (30, 40, 50), (16, 16, 16), voxel)
+        assert all(a <= v < b for a, v, b in zip(box.start, voxel, box.stop, strict=True))
+        assert min(box.start) >= 0
+        free = draw_box(rng, (30, 40, 50), (16, 16, 16), None)
+        assert min(free.start) >= 0 and all(b <= n for b, n in zip(free.stop, (30, 40, 50), strict=True))
+
+
+def test_random_boxes_reach_both_ends():
+    rng = np.random.default_rng(0)
+    starts = {draw_box(rng, (8, 6, 6), (6, 6, 6), None).start[0] for _ in range(100)}
+    assert starts == {0, 1, 2}
+
+
+def test_a_small_scan_is_centred():
+    box = draw_box(np.random.default_rng(0), (8, 9, 20), (16, 16, 16), None)
+    assert box.start[:2] in {(-4, -3), (-4, -4)}
+    assert box.shape == (16, 16, 16)
+
+
+def test_a_flat_box_takes_the_slice_of_the_voxel():
+    box = draw_box(np.random.default_rng(0), (30, 40, 50), (1, 16, 16), (17, 20, 20))
+    assert (box.start[0], box.stop[0]) == (17, 18)
+
+
+def test_a_grown_box_gives_the_patch_back_after_a_centre_crop():
+    box = Box((3, 4, 5), (13, 14, 15))
+    grown = grow(box, (15, 10, 18))
+    offset = [(n - m) // 2 for n, m in zip(grown.shape, box.shape, strict=True)]
+    assert tuple(a + o for a, o in zip(grown.start, offset, strict=True)) == box.start
+
+
+def test_outside_of_the_scan_a_patch_is_zero(cases):
+    patch = read_patch(cases[0], Box((-2, 0, 10), (10, 20, 26)), ndim=3)
+    image, labels = cases[0].read(Box((0, 0, 10), (10, 20, 18)))
+    assert torch.equal(patch.image[:, 2:, :, :8], torch.from_numpy(image))
+    assert np.array_equal(patch.labels[0, 2:, :, :8].numpy(), labels)
+    assert not patch.image[:, :2].any() and not patch.labels[..., 8:].any()
+
+
+def test_generators_depend_on_every_part_of_the_key():
+    keys = [(0, TRAIN, 0, 0), (1, TRAIN, 0, 0), (0, 1, 0, 0), (0, TRAIN, 1, 0), (0, TRAIN, 0, 1)]
+    drawn = {generators(*key)[0].integers(2**40) for key in keys}
+    torch_drawn = {float(torch.rand(1, generator=generators(*key)[1])) for key in keys}
+    assert len(drawn) == len(torch_drawn) == 5
+    assert generators(*keys[0])[0].integers(2**40) in drawn
+
+
+def test_forced_patches_show_foreground_in_both_dimensions(cases):
+    for ndim in (2, 3):
+        for batch in first(tiny_plan(ndim=ndim, augment=()), cases, 10):
+            assert (batch.target[1] > 0).any()

@@ -1,0 +1,99 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from medseg.errors import PlanError
+from medseg.training.optim import build_optimizer, cosine_restarts, poly, set_rate
+from medseg.training.position import Position, advance, close_epoch, epoch_is_full, pace, progress, shorten
+from medseg.types.plan import Step
+
+
+def test_poly_follows_its_formula():
+    assert [poly(t) for t in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5**0.9, 0.0])
+    assert poly(0.25, power=2) == pytest.approx(0.5625)
+
+
+def test_cosine_warms_up_linearly_then_falls():
+    values = [cosine_restarts(t, warmup=0.1) for t in (0.0, 0.05, 0.1, 0.55, 1.0)]
+    assert values == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0], abs=1e-9)
+
+
+def test_cosine_restarts_at_the_end_of_each_cycle():
+    assert cosine_restarts(0.4999, cycles=2) == pytest.approx(0.0, abs=1e-4)
+    assert cosine_restarts(0.5, cycles=2) == 1.0
+    assert cosine_restarts(0.75, cycles=2) == pytest.approx(0.5)
+    third = 1 / 3
+    assert cosine_restarts(third + 1e-9, cycles=2, multiplier=2.0) == pytest.approx(1.0)
+    assert cosine_restarts(2 * third, cycles=2, multiplier=2.0) == pytest.approx(0.5)
+
+
+def test_sgd_is_nesterov_with_the_published_settings():
+    network = nn.Linear(2, 2)
+    optimizer, schedule = build_optimizer(network, Step("sgd"), Step("poly"))
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (0.01, 0.99, True, 3e-5)
+    set_rate(optimizer, schedule(0.5))
+    set_rate(optimizer, schedule(0.5))
+    assert group["lr"] == pytest.approx(0.01 * 0.5**0.9)
+
+
+def test_adamw_decays_weights_but_not_biases():
+    optimizer, _ = build_optimizer(nn.Linear(2, 2), Step("adamw", {"lr": 0.1}), Step("cosine_restarts"))
+    decays = {p.ndim: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays == {2: 1e-2, 1: 0.0}
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(PlanError, match=r"training\.optimizer"):
+        build_optimizer(nn.Linear(1, 1), Step("sdg"), Step("poly"))
+    with pytest.raises(PlanError, match=r"training\.schedule.*no option powr"):
+        build_optimizer(nn.Linear(1, 1), Step("sgd"), Step("poly", {"powr": 1}))
+
+
+def test_progress_runs_from_zero_to_one():
+    position = Position(total=4)
+    seen = []
+    while position.step < position.total:
+        seen.append(progress(position))
+        position = advance(position, {"loss": 1.0})
+    assert seen == [0.0, 0.25, 0.5, 0.75] and progress(position) == 1.0
+
+
+def test_shortening_is_smooth_monotone_and_ends_in_time():
+    position, limit, step_s = Position(total=1000), 100.0, 0.5
+    seen = [progress(position)]
+    while position.step < position.total:
+        position = advance(position, {})
+        position = Position(**{**vars(position), "trained_s": position.trained_s + step_s})
+        if position.step % 20 == 0:
+            position = shorten(position, limit_s=limit, step_s=step_s)
+        seen.append(progress(position))
+    assert position.trained_s <= limit and position.trained_s > 0.95 * limit
+    jumps = torch.tensor(seen).diff()
+    assert (jumps > 0).all() and jumps.max() < 3 * jumps.min() * 10
+    assert seen[-1] == 1.0
+
+
+def test_time_to_spare_never_lengthens_training():
+    position = Position(total=100, step=50)
+    assert shorten(position, limit_s=1e6, step_s=0.1) is position
+    assert shorten(position, limit_s=50.5, step_s=1.0) is not None
+    spent = Position(total=100, step=50, trained_s=200.0)
+    assert shorten(spent, limit_s=100.0, step_s=1.0).total == 50
+
+
+def test_an_epoch_is_full_after_its_steps_or_at_the_end():
+    position = advance(advance(Position(total=3), {"loss": 2.0}), {"loss": 4.0})
+    assert epoch_is_full(position, 2) and position.sums == {"loss": 6.0}
+    position = close_epoch(position)
+    assert (position.epochs, position.count, dict(position.sums)) == (1, 0, {})
+    assert not epoch_is_full(position, 2)
+    assert epoch_is_full(advance(position, {}), 2)
+
+
+def test_pace_needs_two_marks():
+    assert pace([]) is None and pace([(3, 1.0)]) is None and pace([(3, 1.0), (3, 2.0)]) is None
+    assert pace([(0, 1.0), (5, 2.0), (10, 6.0)]) == pytest.approx(0.5)
+    assert math.isclose(pace([(0, 0.0), (4, 1.0)]), 0.25)

@@ -1,0 +1,151 @@
+import math
+
+import pytest
+import torch
+from tiny_run import tiny_plan
+from torch import nn
+
+from medseg.errors import TrainingError
+from medseg.losses.build import build_loss
+from medseg.networks.build import build_network
+from medseg.training.step import (
+    averaged,
+    forward,
+    new_average,
+    new_scaler,
+    overlaps,
+    train_step,
+    update_average,
+    validate,
+)
+from medseg.types.labels import Label, Labels
+from medseg.types.tensors import Batch, NetworkOutput
+
+CPU = torch.device("cpu")
+TWO = Labels((Label("a", (1,)), Label("b", (2,))))
+
+
+def network_of(ndim):
+    torch.manual_seed(0)
+    plan = tiny_plan(ndim=ndim)
+    return build_network(plan.network, channels=1, outputs=3), build_loss(plan.training.losses)
+
+
+def batch_of(ndim, size=16):
+    torch.manual_seed(1)
+    target = torch.randint(0, 3, (2, 1, *[size] * ndim))
+    return Batch(target.float() + 0.1 * torch.randn(target.shape), target)
+
+
+def step(network, batch, loss, optimizer, **options):
+    return train_step(network, batch, loss, optimizer, scaler=new_scaler("fp32", CPU), **options)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_steps_lower_the_loss(ndim, precision):
+    network, loss = network_of(ndim)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    batch = batch_of(ndim, 8)
+    losses = [step(network, batch, loss, optimizer, precision=precision).loss for _ in range(15)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_logits_reach_the_loss_in_float32():
+    network, _ = network_of(2)
+    assert all(logits.dtype == torch.float32 for logits in forward(network, batch_of(2), "bf16").logits)
+
+
+def test_the_update_is_plain_sgd_on_clipped_gradients():
+    weight = nn.Parameter(torch.tensor([[3.0, 4.0]]))
+    network = nn.Linear(2, 1, bias=False)
+    network.weight = weight
+
+    class Output(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network
+
+        def forward(self, image):
+            return NetworkOutput((self.inner(image),))
+
+    def loss(output, batch):
+        total = (output.logits[0] * 5).sum()
+        return type("Value", (), {"total": total, "terms": {"one": total.detach()}})
+
+    before = weight.detach().clone()
+    batch = Batch(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 1, dtype=torch.int64))
+    result = step(Output(), batch, loss, torch.optim.SGD([weight], lr=0.1), clip_grad_norm=1.0)
+    assert result.grad_norm == pytest.approx(25.0)
+    assert torch.allclose(before - weight, torch.tensor([[0.06, 0.08]]), atol=1e-5)
+    assert result.terms == {"one": 125.0}
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_numbers_that_are_not_finite_stop_before_the_update(where):
+    network, loss = network_of(2)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    batch = batch_of(2)
+    before = [p.detach().clone() for p in network.parameters()]
+    if where == "loss":
+        batch.image[0, 0, 0, 0] = math.nan
+    else:
+        next(network.parameters()).register_hook(lambda grad: grad * math.inf)
+    with pytest.raises(TrainingError, match=f"the {where}s? (is|are) not finite.*dice_ce"):
+        step(network, batch, loss, optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+def test_the_average_follows_its_closed_form():
+    network = nn.Linear(1, 1, bias=False)
+    average = new_average(network)
+    want, weights = float(network.weight.detach()), []
+    for number in range(30):
+        value = math.sin(number)
+        with torch.no_grad():
+            network.weight.fill_(value)
+        update_average(average, network, 0.8, number)
+        keep = min(0.8, (1 + number) / (10 + number))
+        want = keep * want + (1 - keep) * value
+        weights.append(keep)
+    assert float(average["weight"]) == pytest.approx(want, abs=1e-6)
+    assert max(weights) < 0.8 and weights[0] == 0.1
+
+
+def test_the_average_is_in_place_only_within_the_block():
+    network, _ = network_of(2)
+    average = new_average(network)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(1.5)
+    own = {k: v.clone() for k, v in network.state_dict().items()}
+    kept = {k: v.clone() for k, v in average.items()}
+    with averaged(network, average):
+        assert all(torch.equal(v, kept[k]) for k, v in network.state_dict().items())
+    assert all(torch.equal(v, own[k]) for k, v in network.state_dict().items())
+    assert all(torch.equal(v, kept[k]) for k, v in average.items())
+
+
+def test_overlaps_count_voxels_and_leave_ignored_ones_out():
+    target = torch.tensor([[[[0, 1, 1, 2, -1]]]])
+    logits = torch.nn.functional.one_hot(torch.tensor([[[0, 1, 2, 2, 1]]]), 3).permute(0, 3, 1, 2).float()
+    assert overlaps(logits, target).tolist() == [[1, 1], [1, 2], [2, 1]]
+    regions = torch.tensor([[[[1, 1, -1]], [[0, 1, -1]]]])
+    scores = torch.tensor([[[[1.0, -1, 1]], [[1.0, 1, 1]]]])
+    assert overlaps(scores, regions).tolist() == [[1, 1], [1, 2], [2, 1]]
+
+
+def test_validation_pools_voxels_over_batches():
+    class Perfect(nn.Module):
+        def forward(self, image):
+            hot = torch.nn.functional.one_hot(image[:, 0].long(), 3).movedim(-1, 1)
+            return NetworkOutput((hot.float() * 20,))
+
+    _, loss = network_of(2)
+    one = torch.tensor([[[[0, 1], [1, 1]]]])
+    wrong = Batch(torch.zeros(1, 1, 2, 2), one)
+    right = Batch(one.float(), one)
+    found = validate(Perfect(), [right, wrong], loss, TWO, "fp32")
+    assert found["dice a"] == pytest.approx(2 * 3 / 9)
+    assert math.isnan(found["dice b"])
+    assert found["dice"] == found["dice a"] and math.isfinite(found["val_loss"])
