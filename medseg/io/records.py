@@ -5,7 +5,7 @@ import json
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -31,7 +31,8 @@ def read_record(path: Path, kind: type[T]) -> T:
 def parse_record(text: str, kind: type[T], *, where: str) -> T:
     """Parse JSON text into a frozen record; `where` names the source in errors."""
     try:
-        record: T = _adapter(kind).validate_json(text, strict=True)
+        adapter: Any = _adapter(cast(Any, kind))
+        record: T = adapter.validate_json(text, strict=True)
         return record
     except ValidationError as error:
         first = error.errors()[0]

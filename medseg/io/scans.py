@@ -27,7 +27,7 @@ def find_cases(inputs: Sequence[Path], channels: tuple[str, ...]) -> tuple[tuple
     """Cases among files, folders of files and trees of DICOM folders (one case per series), and every refused path.
 
     `scan_0000.nii.gz`, `scan_0001.nii.gz` are the channels of one case if there is more than one channel; with one
-    channel, `_0000` is left out of the id if every file has it. Ids come from file and folder names and are unique.
+    channel, `_0000` is left out of the id if every scan of the folder has it. Ids come from file and folder names and are unique.
     Nothing is read but DICOM headers.
     """
     refused: dict[Path, str] = {}
@@ -80,8 +80,11 @@ def _group(scans: list[_Scan], channels: tuple[str, ...], refused: dict[Path, st
     matches = [_CHANNEL.fullmatch(scan.stem) for scan in scans]
     count = max(len(channels), 1)
     if count == 1:
-        first = bool(scans) and all(match and match[2] == "0000" for match in matches)
-        stems = [match[1] if first and match else scan.stem for scan, match in zip(scans, matches, strict=True)]
+        plain = {scan.folder for scan, match in zip(scans, matches, strict=True) if not match or match[2] != "0000"}
+        stems = [
+            match[1] if match and scan.folder not in plain else scan.stem
+            for scan, match in zip(scans, matches, strict=True)
+        ]
         named = [_Scan(scan.path, stem, scan.folder) for scan, stem in zip(scans, stems, strict=True)]
         return [(scan, [scan.path]) for scan in named]
     parts: dict[tuple[Path, str], dict[int, _Scan]] = {}

@@ -42,7 +42,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong with a dataset: `case` and `file` (relative to the folder) may be empty, `fix` is the next action.
+    """One thing wrong with a dataset: `case` and `file` (relative to its folder) may be empty, `fix` says what to do.
 
     An error makes the data unusable as they are; a warning says what was settled or what a person should look at.
     """

@@ -1,0 +1,185 @@
+"""Peak RSS and seconds of predicting one 400 x 400 x 300 scan with 20 classes, here and in nnU-Net.
+
+The network is tiny (8 features) and untrained on purpose: what is measured is everything around it. Run once per
+tool, each in its own virtual environment, on an otherwise idle machine:
+
+    python benchmarks/predict_large.py medseg  FOLDER
+    python benchmarks/predict_large.py nnunet  FOLDER      # with nnunetv2 installed
+
+Each run prints one JSON line: seconds in all, seconds inside the network, seconds for the rest, peak RSS in MiB.
+The scan is int16 at 0.3 mm; the network grid is 0.4 mm; patch 96 x 96 x 96, overlap 0.5, no mirroring.
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+SHAPE, SPACING_MM, GRID_MM, CLASSES, PATCH = (300, 400, 400), 0.3, 0.4, 20, 96
+
+
+def make_scan(path: Path) -> None:
+    """Nested ellipsoid shells with smooth texture and noise, seed 0."""
+    import SimpleITK as sitk
+
+    rng = np.random.default_rng(0)
+    axes = [np.linspace(-1, 1, n, dtype=np.float32) for n in SHAPE]
+    radius = np.sqrt(sum(a.reshape([-1 if i == j else 1 for j in range(3)]) ** 2 for i, a in enumerate(axes)))
+    array = (1000 * np.sin(radius * 9) + rng.normal(0, 60, SHAPE).astype(np.float32)).astype(np.int16)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing([SPACING_MM] * 3)
+    sitk.WriteImage(image, str(path), True)
+
+
+def timed(function, seconds: list[float]):
+    def run(*args, **kwargs):
+        start = time.perf_counter()
+        result = function(*args, **kwargs)
+        seconds[0] += time.perf_counter() - start
+        return result
+
+    return run
+
+
+def run_medseg(scan: Path, out: Path, seconds: list[float]) -> None:
+    import torch
+
+    from medseg.inference.ensemble import network_forward
+    from medseg.inference.sliding_window import sliding_window
+    from medseg.io.images import read_image, write_labels
+    from medseg.networks.build import build_network
+    from medseg.preprocess.chain import prepare_image
+    from medseg.preprocess.native import native_labels
+    from medseg.types.labels import Label, Labels
+    from medseg.types.plan import Inference, Network, Preprocess, Step, Topology
+
+    torch.manual_seed(0)
+    labels = Labels(tuple(Label(f"class {k}", (k,)) for k in range(1, CLASSES + 1)))
+    topology = Topology(3, (8, 16, 32), ((1, 1, 1), (2, 2, 2), (2, 2, 2)), ((3, 3, 3),) * 3, (2, 2, 2))
+    network = build_network(Network("unet", topology), channels=1, outputs=labels.outputs())
+    forward = timed(network_forward(network, device=torch.device("cpu"), precision="fp32"), seconds)
+    image = read_image([scan])
+    prepared = prepare_image(image, Preprocess((GRID_MM,) * 3, (Step("z_score"),)))
+    slabs = sliding_window(
+        forward, prepared.array, (PATCH,) * 3, Inference(), outputs=labels.outputs(), device=torch.device("cpu")
+    )
+    write_labels(native_labels(slabs, prepared.geometry, image.geometry, labels), out / "medseg.nii.gz")
+
+
+def run_nnunet(scan: Path, out: Path, seconds: list[float]) -> None:
+    import torch
+    from nnunetv2.inference.export_prediction import export_prediction_from_logits
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    torch.manual_seed(0)
+    plans = PlansManager(nnunet_plans())
+    configuration = plans.get_configuration("3d_fullres")
+    dataset = {
+        "channel_names": {"0": "MR"},
+        "labels": {"background": 0, **{f"class {k}": k for k in range(1, CLASSES + 1)}},
+        "file_ending": ".nii.gz",
+        "numTraining": 1,
+    }
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    network = get_network_from_plans(
+        configuration.network_arch_class_name,
+        configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import,
+        1,
+        CLASSES + 1,
+        allow_init=True,
+        deep_supervision=False,
+    )
+    network.forward = timed(network.forward, seconds)
+    predictor = nnUNetPredictor(
+        use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
+    )
+    predictor.manual_initialization(
+        network, plans, configuration, [network.state_dict()], dataset, "nnUNetTrainer", None
+    )
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    data, _, properties = preprocessor.run_case([str(scan)], None, plans, configuration, dataset)
+    logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(np.asarray(data))).cpu()
+    export_prediction_from_logits(logits, properties, configuration, plans, dataset, str(out / "nnunet"))
+
+
+def nnunet_plans() -> dict:
+    resample = {"order": 1, "order_z": 0, "force_separate_z": None}
+    configuration = {
+        "data_identifier": "x",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": [PATCH] * 3,
+        "median_image_size_in_voxels": [225, 300, 300],
+        "spacing": [GRID_MM] * 3,
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": {"is_seg": False, **resample, "order": 3},
+        "resampling_fn_seg_kwargs": {"is_seg": True, **resample},
+        "resampling_fn_probabilities_kwargs": {"is_seg": False, **resample},
+        "batch_dice": False,
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": {
+                "n_stages": 3,
+                "features_per_stage": [8, 16, 32],
+                "conv_op": "torch.nn.modules.conv.Conv3d",
+                "kernel_sizes": [[3, 3, 3]] * 3,
+                "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
+                "n_conv_per_stage": [2, 2, 2],
+                "n_conv_per_stage_decoder": [2, 2],
+                "conv_bias": True,
+                "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+                "dropout_op": None,
+                "dropout_op_kwargs": None,
+                "nonlin": "torch.nn.LeakyReLU",
+                "nonlin_kwargs": {"inplace": True},
+            },
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+    }
+    return {
+        "dataset_name": "x",
+        "plans_name": "x",
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {"3d_fullres": configuration},
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {},
+    }
+
+
+def main() -> None:
+    tool, folder = sys.argv[1], Path(sys.argv[2])
+    folder.mkdir(parents=True, exist_ok=True)
+    scan = folder / "scan.nii.gz"
+    if not scan.exists():
+        make_scan(scan)
+    seconds = [0.0]
+    start = time.perf_counter()
+    {"medseg": run_medseg, "nnunet": run_nnunet}[tool](scan, folder, seconds)
+    total = time.perf_counter() - start
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    row = {
+        "tool": tool,
+        "seconds": round(total, 1),
+        "network_s": round(seconds[0], 1),
+        "rest_s": round(total - seconds[0], 1),
+        "peak_rss_mib": round(peak_mib),
+    }
+    print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()
