@@ -27,8 +27,8 @@ def find_cases(inputs: Sequence[Path], channels: tuple[str, ...]) -> tuple[tuple
     """Cases among files, folders of files and trees of DICOM folders (one case per series), and every refused path.
 
     `scan_0000.nii.gz`, `scan_0001.nii.gz` are the channels of one case if there is more than one channel; with one
-    channel, `_0000` is left out of the id if every scan of the folder has it. Ids come from file and folder names and are unique.
-    Nothing is read but DICOM headers.
+    channel, `_0000` is left out of the id if every scan of its folder has it. Ids come from file and folder names and
+    are unique. Nothing is read but DICOM headers.
     """
     refused: dict[Path, str] = {}
     scans: dict[Path, _Scan] = {}
