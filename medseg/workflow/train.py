@@ -92,7 +92,7 @@ def train(
         members[fold] = run / WEIGHTS
         if not is_finished(run):
             fit(here, split.train, split.val, cache, run, device=where, hooks=hooks, report=report, workers=loaders)
-        validated += validate_fold(plan, data, split.val, run, device=where, precision=precision, report=report)
+        validated += validate_fold(plan, data, split.val, run, device=where, report=report)
     cleaned, scores = clean_and_score(plan, data, validated, report=report, workers=workers)
     return save_bundle(out / "bundle", cleaned, members, {**scores, "members": [str(fold) for fold in members]}, refs)
 

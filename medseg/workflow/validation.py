@@ -9,21 +9,19 @@ from pathlib import Path
 
 import torch
 
-from medseg.inference.ensemble import load_members, predict_scores
 from medseg.io.files import file_sha256, write_text
-from medseg.io.images import read_labels, write_labels
+from medseg.io.images import read_image, read_labels, write_labels
 from medseg.io.pairs import in_order, read_pair
 from medseg.io.records import write_record
 from medseg.metrics.cases import json_number, score_case, summarise
 from medseg.planning.cleaning import choose_cleaning
 from medseg.postprocess.chain import clean
-from medseg.preprocess.chain import prepare_image
-from medseg.preprocess.native import native_labels
 from medseg.types.dataset import Case, Dataset
 from medseg.types.image import LabelMap
-from medseg.types.plan import Plan, Precision, Step
+from medseg.types.plan import Plan, Step
 from medseg.types.progress import Progress, Report, silent
 from medseg.types.result import CaseScores, Member, ModelBundle
+from medseg.workflow.model import PredictOptions, members_of, predict_image
 
 Fold = int | str
 
@@ -44,7 +42,6 @@ def validate_fold(
     folder: Path,
     *,
     device: torch.device,
-    precision: Precision,
     report: Report = silent,
 ) -> tuple[Validated, ...]:
     """Predict the scans `case_ids` with the weights in `folder` (fold_k) into `folder`/validation, without cleaning.
@@ -62,12 +59,13 @@ def validate_fold(
     if not missing:
         return tuple(found)
     member = Member(fold if isinstance(fold, int) else "all", weights.name, sha256)
-    members = load_members(ModelBundle(folder, plan, (member,), {}), device=device, precision=precision)
+    bundle = ModelBundle(folder, plan, (member,), {})
+    options = PredictOptions(clean=False)
+    members = members_of(bundle, device, options)
     for done, one in enumerate(missing, start=len(found) - len(missing) + 1):
-        image, _ = read_pair(one.case, dataset)
-        prepared = prepare_image(image, plan.preprocess)
-        slabs = predict_scores(members, prepared, plan, device=device)
-        write_labels(native_labels(slabs, prepared.geometry, image.geometry, plan.labels), one.prediction)
+        image = read_image(one.case.images, channels=plan.channels)
+        made = predict_image(image, bundle, members, device=device, options=options, case_id=one.case.id)
+        write_labels(made.labels, one.prediction)
         report(Progress(f"validate {folder.name}", done, len(found)))
     return tuple(found)
 

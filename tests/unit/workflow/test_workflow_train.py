@@ -1,0 +1,178 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from phantoms import SHELL_AND_CORE, write_nifti_dataset, write_png_dataset
+from tiny_run import tiny_plan
+
+from medseg.errors import DatasetError, PlanError, TrainingError
+from medseg.io.bundles import load_bundle
+from medseg.io.cache import open_case
+from medseg.io.datasets import read_dataset
+from medseg.io.images import read_labels
+from medseg.io.records import read_record
+from medseg.types.dataset import Split
+from medseg.types.plan import Step
+from medseg.workflow import devices, validation
+from medseg.workflow.devices import resolve_device, resolve_precision
+from medseg.workflow.predict import load_model
+from medseg.workflow.train import prepare, train
+
+
+def flat_plan(**training):
+    settings = {"epochs": 2, "steps_per_epoch": 4, "augment": (), "optimizer": Step("adamw", {"lr": 0.01})}
+    return tiny_plan(ndim=2, channels=("MRI",), **{**settings, **training})
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "Bilder ä"
+    write_png_dataset(folder, 10, shape=(24, 20))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(pictures, tmp_path_factory):
+    """Fold 1 alone."""
+    run = tmp_path_factory.mktemp("run")
+    train(flat_plan(), pictures, run, folds=1, device="cpu")
+    return run
+
+
+def test_prepare_skips_finished_cases_and_redoes_broken_ones(pictures, tmp_path):
+    data, plan = read_dataset(pictures), flat_plan()
+    seen = []
+    cache = prepare(plan, data, tmp_path, workers=2, report=seen.append)
+    assert [p.done for p in seen] == list(range(1, 11)) and seen[0].stage == "prepare"
+    times = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+    victim = next(cache.glob("disc_03.image*"))
+    victim.write_bytes(b"")
+    assert prepare(plan, data, tmp_path) == cache
+    changed = {path.name for path in cache.iterdir() if path.stat().st_mtime_ns != times[path.name]}
+    assert changed and all("disc_03" in name for name in changed)
+    case = open_case(cache, "disc_03")
+    assert case.shape == (1, 24, 20) and set(case.foreground) == {1, 2}
+
+
+def test_prepare_lists_every_case_that_fails_and_keeps_the_rest(tmp_path):
+    folder = tmp_path / "data"
+    write_nifti_dataset(folder, 5, shape=(6, 8, 8))
+    for number in (1, 3):
+        (folder / "imagesTr" / f"phantom 0{number}_0000.nii.gz").write_bytes(b"no image")
+    plan = tiny_plan(channels=("MRI",))
+    with pytest.raises(DatasetError, match=r"2 of 5 cases(?s:.)*phantom 01(?s:.)*phantom 03"):
+        prepare(plan, read_dataset(folder), tmp_path / "run")
+    cache = next((tmp_path / "run" / "cache").iterdir())
+    assert open_case(cache, "phantom 04").channels == ("MRI",)
+
+
+def test_one_fold_gives_a_bundle_with_out_of_fold_scores(trained, pictures):
+    bundle = load_bundle(trained / "bundle")
+    splits = read_record(trained / "splits.json", tuple[Split, ...])
+    held_out = splits[1].val
+    assert [member.fold for member in bundle.members] == [1]
+    assert bundle.scores["cases"] == len(held_out) == 2
+    assert [row["case"] for row in bundle.scores["per_case"]] == list(held_out)
+    found = sorted(path.name for path in (trained / "fold_1" / "validation").glob("*.nii.gz"))
+    assert found == sorted(f"{name}.nii.gz" for name in held_out)
+    assert "postprocess" in bundle.plan.reasons and "2 validation cases" in bundle.plan.reasons["postprocess"]
+    per_fold = json.loads((trained / "fold_1" / "validation_scores.json").read_text())
+    assert per_fold["per_case"][0]["dice"] == bundle.scores["per_case"][0]["dice_before"]
+
+
+def test_validation_equals_prediction_without_cleaning(trained, pictures):
+    bundle = load_bundle(trained / "bundle")
+    path = sorted((trained / "fold_1" / "validation").glob("*.nii.gz"))[0]
+    name = path.name.removesuffix(".nii.gz")
+    from medseg.io.images import read_image
+    from medseg.workflow.model import PredictOptions, members_of, predict_image
+
+    options, cpu = PredictOptions(clean=False), torch.device("cpu")
+    image = read_image([pictures / "imagesTr" / f"{name}_0000.png"], channels=("MRI",))
+    made = predict_image(image, bundle, members_of(bundle, cpu, options), device=cpu, options=options)
+    assert np.array_equal(made.labels.array, read_labels(path, SHELL_AND_CORE).array)
+
+
+def test_other_folds_extend_the_bundle_and_nothing_is_done_twice(trained, pictures, monkeypatch):
+    weights = trained / "fold_1" / "weights.safetensors"
+    prediction = next((trained / "fold_1" / "validation").glob("*.nii.gz"))
+    before = weights.stat().st_mtime_ns, prediction.stat().st_mtime_ns
+    stages = set()
+    bundle = train(flat_plan(), pictures, trained, folds=[0], device="cpu", report=lambda p: stages.add(p.stage))
+    assert [member.fold for member in bundle.members] == [0, 1]
+    assert bundle.scores["cases"] == 4 and bundle.scores["folds"] == [0, 1]
+    assert (weights.stat().st_mtime_ns, prediction.stat().st_mtime_ns) == before
+    assert "train fold_0" in stages and "train fold_1" not in stages and "validate fold_1" not in stages
+    model = load_model(trained, "cpu")
+    labels = model.predict(pictures / "imagesTs" / "disc_10_0000.png").labels
+    assert labels.array.shape == (1, 24, 20)
+
+
+def test_predictions_of_other_weights_are_not_taken_over(tmp_path):
+    out = tmp_path / "validation"
+    validation._forget_others(out, "one")
+    (out / "a.nii.gz").write_bytes(b"x")
+    validation._forget_others(out, "one")
+    assert (out / "a.nii.gz").exists()
+    validation._forget_others(out, "two")
+    assert not (out / "a.nii.gz").exists()
+
+
+def test_training_on_all_cases_needs_no_folds_and_keeps_the_plans_cleaning(pictures, tmp_path):
+    bundle = train(flat_plan(epochs=1, steps_per_epoch=1), pictures, tmp_path, folds="all", device="cpu")
+    assert [member.fold for member in bundle.members] == ["all"]
+    assert bundle.plan.postprocess == () and bundle.scores["cases"] == 0
+    assert not (tmp_path / "splits.json").exists()
+    assert "dice" not in json.loads((tmp_path / "fold_all" / "metrics.jsonl").read_text())
+
+
+def test_a_run_folder_belongs_to_one_plan(trained, pictures):
+    with pytest.raises(TrainingError, match="another plan"):
+        train(flat_plan(seed=4), pictures, trained, folds=0, device="cpu")
+
+
+def test_a_plan_of_another_data_set_is_refused(pictures, tmp_path):
+    with pytest.raises(PlanError, match="channels"):
+        train(tiny_plan(ndim=2), pictures, tmp_path, folds=0, device="cpu")
+
+
+def test_folds_that_do_not_exist_are_refused(trained, pictures):
+    with pytest.raises(TrainingError, match=r"no folds \[7\].*0 to 4"):
+        train(flat_plan(), pictures, trained, folds=[0, 7], device="cpu")
+
+
+def test_a_case_lost_from_the_data_set_is_named(trained, pictures, tmp_path):
+    text = (trained / "splits.json").read_text().replace("disc_04", "disc_99")
+    (tmp_path / "splits.json").write_text(text)
+    with pytest.raises(DatasetError, match="disc_99"):
+        train(flat_plan(), pictures, tmp_path, folds=0, device="cpu")
+
+
+def test_devices_are_resolved_or_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(PlanError, match=r'"cuda:0" is not here'):
+        resolve_device("cuda:0")
+    with pytest.raises(PlanError, match="no device is called"):
+        resolve_device("gpu one")
+    with pytest.raises(PlanError, match="not supported"):
+        resolve_device("meta")
+
+
+def test_precision_follows_what_the_device_is_fast_in(monkeypatch, caplog):
+    cpu, card = torch.device("cpu"), torch.device("cuda", 0)
+    monkeypatch.setattr(devices, "_cpu_has_bf16", lambda: True)
+    with caplog.at_level(logging.WARNING, "medseg"):
+        assert resolve_precision("bf16", cpu) == "bf16"
+        assert resolve_precision("fp32", cpu) == "fp32"
+        assert not caplog.records
+        assert resolve_precision("fp16", cpu) == "fp32"
+        monkeypatch.setattr(devices, "_cpu_has_bf16", lambda: False)
+        assert resolve_precision("bf16", cpu) == "fp32"
+        assert len(caplog.records) == 2
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert resolve_precision("bf16", card) == resolve_precision("fp16", card) == "fp16"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert resolve_precision("bf16", card) == "bf16"
