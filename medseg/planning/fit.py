@@ -42,6 +42,7 @@ class Total(Protocol):
 
 
 Estimate = Callable[..., Total]
+Sizes = Callable[[Size3, int], Total]
 SecondsOf = Callable[[Network, Sampling, Training], float]
 
 
@@ -105,14 +106,14 @@ def fit_memory(fit: Fit, *, estimate: Estimate) -> Fitted:
     """
     base = fit.preset.base_channels
     fitted = fit_patch(fit, estimate=estimate, base=base)
-    batch = _batch(fit, fitted.sampling.patch, _sizes(fit, estimate, base))
+    batch = fit_batch(fit, fitted.sampling.patch, sizes(fit, estimate, base))
     sampling = replace(fitted.sampling, batch=batch.value)
     return replace(fitted, sampling=sampling, reasons={**fitted.reasons, "sampling.batch": batch.reason})
 
 
 def fit_patch(fit: Fit, *, estimate: Estimate, base: int) -> Fitted:
     """Largest patch whose training step of batch 2 fits; raises BudgetError with the smallest budget that would do."""
-    size = _sizes(fit, estimate, base)
+    size = sizes(fit, estimate, base)
     candidates = patches(fit)
     patch = _largest(candidates, lambda patch: size(patch, presets.BATCH_AT_LEAST).total_bytes(), _limit(fit))
     if patch is None:
@@ -122,40 +123,20 @@ def fit_patch(fit: Fit, *, estimate: Estimate, base: int) -> Fitted:
         raise Shortage(f"{what}, the budget is {fit.vram_gib:g}", where="vram_gib", need=need, unit="GiB")
     reasons = {
         "sampling.patch": _patch_reason(fit, candidates[0], patch),
-        "network.topology": _topology_reason(fit, patch, base),
+        "network.topology": topology_reason(fit, patch, base),
     }
     return Fitted(
         fit.network(patch, base), Sampling(patch, presets.BATCH_AT_LEAST, presets.FOREGROUND_FRACTION), reasons
     )
 
 
-def fit_time(fit: Fit, *, hours: float, seconds_of: SecondsOf, estimate: Estimate) -> Fitted:
-    """Largest network whose steps of batch 2 are quick enough for a useful run, then the batch if time is ample.
-
-    `seconds_of` measures one step. First-stage channels grow while at least `presets.MIN_STEPS` steps remain; if not
-    even the smallest network does, the patch shrinks. Raises BudgetError with the hours that would do.
-    """
-    seconds = hours * 3600 * presets.TIME_SHARE
-    best: Fitted | None = None
-    for base in [b for b in presets.BASE_CHANNELS if b <= fit.preset.base_channels]:
-        fitted = fit_patch(fit, estimate=estimate, base=base)
-        step_s = _measured(fit, fitted, presets.BATCH_AT_LEAST, seconds_of)
-        if seconds / step_s < presets.MIN_STEPS:
-            best = best or _smaller_patch(fit, fitted, step_s, seconds, seconds_of)
-            break
-        best = _timed(fitted, presets.BATCH_AT_LEAST, step_s, seconds)
-    else:
-        best = _more_per_step(fit, best, seconds, seconds_of, estimate) if best else best
-    if best is None or best.steps is None or best.step_s is None:
-        raise BudgetError("the preset names no network to time", where="preset", hint="use unet or resenc")
-    return _explained(best, hours, best.steps, best.step_s)
-
-
 def _limit(fit: Fit) -> float:
     return fit.vram_gib * presets.VRAM_SHARE * GIB
 
 
-def _sizes(fit: Fit, estimate: Estimate, base: int) -> Callable[[Size3, int], Total]:
+def sizes(fit: Fit, estimate: Estimate, base: int) -> Sizes:
+    """Memory of a training step by patch and batch; every question is asked once."""
+
     @cache
     def size(patch: Size3, batch: int) -> Total:
         return estimate(
@@ -185,107 +166,47 @@ def _largest(candidates: tuple[Size3, ...], size: Callable[[Size3], int], limit:
     return candidates[fits] if fits < len(candidates) else None
 
 
-def _batch(fit: Fit, patch: Size3, size: Callable[[Size3, int], Total]) -> Decision[int]:
+def fit_batch(fit: Fit, patch: Size3, size: Sizes) -> Decision[int]:
     """As many samples as memory and data allow.
 
-    Up to 16 by estimates; above, where estimates take long, by what is certain: n samples need at most n / 16 of what
-    16 need besides the fixed part, because weights and the like do not grow.
+    n samples need at most n / m of what m need besides the fixed part, because weights and the like do not grow. What
+    that leaves open is estimated up to 8 samples; above, where an estimate takes long, it is left.
     """
-    least, probe = presets.BATCH_AT_LEAST, presets.PROBED_BATCH
-    voxels = math.prod(fit.median) * fit.cases
-    share = max(least, round(presets.BATCH_OF_DATASET * voxels / math.prod(patch)))
-    cap = min(presets.BATCH_AT_MOST, share)
-    limit = _limit(fit)
-    low, high = least, min(cap, probe) + 1  # low fits, high is not wanted or does not
-    guess = min(2 * least, high - 1)
-    while high - low > 1:
-        used = size(patch, guess).total_bytes()
-        low, high = (guess, high) if used <= limit else (low, guess)
-        each = max(1.0, (used - size(patch, least).total_bytes()) / (guess - least))
-        guess = min(max(guess + math.floor((limit - used) / each), low + 1), high - 1)
-    if low == probe < cap:
-        memory = size(patch, probe)
+    least, limit = presets.BATCH_AT_LEAST, _limit(fit)
+    share = round(presets.BATCH_OF_DATASET * math.prod(fit.median) * fit.cases / math.prod(patch))
+    cap = max(least, min(presets.BATCH_AT_MOST, share))
+
+    def at_most(n: int, known: int) -> float:
+        memory = size(patch, known)
         fixed = memory.workspace_bytes + memory.context_bytes
-        low = min(cap, math.floor(probe * (limit - fixed) / (memory.total_bytes() - fixed)))
-    used_gib = size(patch, min(low, probe)).total_bytes() / GIB
+        return fixed + (memory.total_bytes() - fixed) * n / known
+
+    def certain(known: int) -> int:
+        return max((n for n in range(least, cap + 1) if at_most(n, known) <= limit), default=least)
+
+    known, low = least, certain(least)
+    while low < cap and known < min(low + 1, presets.PROBED_BATCH):
+        guess = min(low + 1, presets.PROBED_BATCH)
+        if size(patch, guess).total_bytes() > limit:
+            break
+        known, low = guess, max(low, guess, certain(guess))
+    used_gib = at_most(low, known) / GIB
     text = f"{low}, what memory leaves (data would allow {cap})"
     if low == cap:
         text = f"{low}, limited by {presets.BATCH_OF_DATASET:.0%} of all voxels ({share}, at least {least})"
         text += f" and by {presets.BATCH_AT_MOST}" if share > cap else ""
-    return Decision(low, f"{text}; {min(low, probe)} take an estimated {used_gib:.2f} of {fit.vram_gib:g} GiB")
+    return Decision(low, f"{text}; estimated at most {used_gib:.2f} of {fit.vram_gib:g} GiB")
 
 
-def _measured(fit: Fit, fitted: Fitted, batch: int, seconds_of: SecondsOf) -> float:
-    sampling = replace(fitted.sampling, batch=batch)
-    return max(1e-6, float(f"{seconds_of(fitted.network, sampling, fit.training):.3g}"))
-
-
-def _timed(fitted: Fitted, batch: int, step_s: float, seconds: float) -> Fitted:
-    steps = min(presets.MAX_STEPS, int(seconds / step_s))
-    return replace(fitted, sampling=replace(fitted.sampling, batch=batch), steps=steps, step_s=step_s)
-
-
-def _smaller_patch(fit: Fit, fitted: Fitted, step_s: float, seconds: float, seconds_of: SecondsOf) -> Fitted:
-    """Shrink the patch until `MIN_STEPS` steps fit; the time of a step goes with the voxels of its patch."""
-    wanted = seconds / presets.MIN_STEPS
-    whole = patches(fit)
-    base = fitted.network.topology.channels[0]
-    while step_s > wanted:
-        last = math.prod(fitted.sampling.patch)
-        smaller = [patch for patch in whole if math.prod(patch) < last]
-        if not smaller:
-            need = math.ceil(step_s * presets.MIN_STEPS / presets.TIME_SHARE / 36) / 100
-            what = f"the smallest network takes {step_s:.3g} s a step, {presets.MIN_STEPS} steps need {need:.2f} hours"
-            raise Shortage(what, where="hours", need=need, unit="hours")
-        patch = next((p for p in smaller if math.prod(p) <= last * wanted / step_s), smaller[-1])
-        reasons = {
-            "sampling.patch": f"{_coverage(fit, patch)}; the largest that is quick enough",
-            "network.topology": _topology_reason(fit, patch, base),
-        }
-        sampling = Sampling(patch, presets.BATCH_AT_LEAST, presets.FOREGROUND_FRACTION)
-        fitted = Fitted(fit.network(patch, base), sampling, reasons)
-        step_s = _measured(fit, fitted, presets.BATCH_AT_LEAST, seconds_of)
-    return _timed(fitted, presets.BATCH_AT_LEAST, step_s, seconds)
-
-
-def _more_per_step(fit: Fit, best: Fitted, seconds: float, seconds_of: SecondsOf, estimate: Estimate) -> Fitted:
-    """The full-size network has time left: enlarge the batch while a long run of steps remains."""
-    least = presets.BATCH_AT_LEAST
-    allowed = int(least * seconds / (best.step_s or 1.0) / presets.LONG_STEPS)
-    if allowed <= least:
-        return best
-    largest = _batch(fit, best.sampling.patch, _sizes(fit, estimate, fit.preset.base_channels)).value
-    batch = min(largest, allowed)
-    return best if batch == least else _timed(best, batch, _measured(fit, best, batch, seconds_of), seconds)
-
-
-def _explained(best: Fitted, hours: float, steps: int, step_s: float) -> Fitted:
-    count, size = presets.epochs(steps)
-    share = presets.TIME_SHARE
-    minutes = steps * step_s / 60
-    base = best.network.topology.channels[0]
-    reasons = {
-        **best.reasons,
-        "training.epochs": (
-            f"{minutes:.1f} min of steps at {step_s:.3g} s each, of {hours * 60:g} min ({1 - share:.0%} is left for "
-            f"validation and files): {count} epochs of {size} steps"
-        ),
-        "sampling.batch": f"{best.sampling.batch}: under a time budget, larger only beyond {presets.LONG_STEPS} steps",
-    }
-    reasons["network.topology"] += (
-        f"; {base} first channels: the largest of {presets.BASE_CHANNELS} with at least {presets.MIN_STEPS} steps"
-    )
-    return replace(best, reasons=reasons)
-
-
-def _coverage(fit: Fit, patch: Size3) -> str:
+def coverage(fit: Fit, patch: Size3) -> str:
+    """How much of the median scan a patch sees, in words."""
     covered = math.prod(min(p / m, 1.0) for p, m in zip(patch[3 - fit.ndim :], fit.median[3 - fit.ndim :], strict=True))
     seen = "slice" if fit.ndim == 2 else "scan"
     return f"{_by(patch)} covers {covered:.0%} of the median {seen} ({_by(fit.median)})"
 
 
 def _patch_reason(fit: Fit, largest: Size3, patch: Size3) -> str:
-    text = _coverage(fit, patch)
+    text = coverage(fit, patch)
     if patch == largest:
         return f"{text}; no larger one is useful"
     return (
@@ -293,7 +214,8 @@ def _patch_reason(fit: Fit, largest: Size3, patch: Size3) -> str:
     )
 
 
-def _topology_reason(fit: Fit, patch: Size3, base: int) -> str:
+def topology_reason(fit: Fit, patch: Size3, base: int) -> str:
+    """Stages and bottleneck of a patch's network, in words."""
     topology = fit.network(patch, base).topology
     edge = tuple(n // d for n, d in zip(patch, topology.divisor(), strict=True))
     spacing = " x ".join(f"{s:.4g}" for s in fit.spacing_mm[3 - fit.ndim :])

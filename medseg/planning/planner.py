@@ -10,8 +10,9 @@ from medseg.errors import BudgetError, PlanError
 from medseg.io.records import record_sha256
 from medseg.planning import decisions, presets
 from medseg.planning.decisions import Decision, SpacingMm
-from medseg.planning.fit import GIB, Estimate, Fit, Fitted, SecondsOf, Shortage, Total, fit_memory, fit_time
+from medseg.planning.fit import GIB, Estimate, Fit, Fitted, SecondsOf, Shortage, Total, fit_memory
 from medseg.planning.presets import PRESETS, Preset
+from medseg.planning.timing import fit_time
 from medseg.types.fingerprint import Fingerprint
 from medseg.types.geometry import Geometry, Size3, Vec3
 from medseg.types.plan import Budget, Inference, LossTerm, Network, Origin, Plan, Preprocess, Step, Training

@@ -1,0 +1,129 @@
+"""Largest network whose steps fit the time."""
+
+import math
+from dataclasses import replace
+
+from medseg.errors import BudgetError
+from medseg.planning import presets
+from medseg.planning.fit import (
+    Estimate,
+    Fit,
+    Fitted,
+    SecondsOf,
+    Shortage,
+    coverage,
+    first_patch,
+    fit_batch,
+    fit_patch,
+    patches,
+    sizes,
+    topology_reason,
+)
+from medseg.types.plan import Sampling
+
+
+def fit_time(fit: Fit, *, hours: float, seconds_of: SecondsOf, estimate: Estimate) -> Fitted:
+    """Largest network whose steps of batch 2 are quick enough for a useful run, then the batch if time is ample.
+
+    `seconds_of` measures one step. First-stage channels grow while at least `presets.MIN_STEPS` steps remain; if not
+    even the smallest network does, the patch shrinks. Raises BudgetError with the hours that would do.
+    """
+    seconds = hours * 3600 * presets.TIME_SHARE
+    bases = [base for base in presets.BASE_CHANNELS if base <= fit.preset.base_channels]
+    whole = _whole(fit, bases[-1], estimate)
+    best: Fitted | None = None
+    for base in bases:
+        try:
+            fitted = _narrowed(fit, whole, base) if whole else fit_patch(fit, estimate=estimate, base=base)
+        except Shortage:
+            if best is None:
+                raise
+            break
+        step_s = _measured(fit, fitted, presets.BATCH_AT_LEAST, seconds_of)
+        if seconds / step_s < presets.MIN_STEPS:
+            best = best or _smaller_patch(fit, fitted, step_s, seconds, seconds_of)
+            break
+        best = _timed(fitted, presets.BATCH_AT_LEAST, step_s, seconds)
+    else:
+        best = _more_per_step(fit, best, seconds, seconds_of, estimate) if best else best
+    if best is None or best.steps is None or best.step_s is None:
+        raise BudgetError("the preset names no network to time", where="preset", hint="use unet or resenc")
+    return _explained(best, hours, best.steps, best.step_s)
+
+
+def _whole(fit: Fit, base: int, estimate: Estimate) -> Fitted | None:
+    """The first patch, if even the widest network fits with it: then narrower ones need no estimate."""
+    try:
+        fitted = fit_patch(fit, estimate=estimate, base=base)
+    except Shortage:
+        return None
+    return fitted if fitted.sampling.patch == first_patch(fit) else None
+
+
+def _narrowed(fit: Fit, whole: Fitted, base: int) -> Fitted:
+    patch = whole.sampling.patch
+    reasons = {**whole.reasons, "network.topology": topology_reason(fit, patch, base)}
+    return replace(whole, network=fit.network(patch, base), reasons=reasons)
+
+
+def _measured(fit: Fit, fitted: Fitted, batch: int, seconds_of: SecondsOf) -> float:
+    sampling = replace(fitted.sampling, batch=batch)
+    return max(1e-6, float(f"{seconds_of(fitted.network, sampling, fit.training):.3g}"))
+
+
+def _timed(fitted: Fitted, batch: int, step_s: float, seconds: float) -> Fitted:
+    steps = min(presets.MAX_STEPS, int(seconds / step_s))
+    return replace(fitted, sampling=replace(fitted.sampling, batch=batch), steps=steps, step_s=step_s)
+
+
+def _smaller_patch(fit: Fit, fitted: Fitted, step_s: float, seconds: float, seconds_of: SecondsOf) -> Fitted:
+    """Shrink the patch until `MIN_STEPS` steps fit; the time of a step goes with the voxels of its patch."""
+    wanted = seconds / presets.MIN_STEPS
+    whole = patches(fit)
+    base = fitted.network.topology.channels[0]
+    while step_s > wanted:
+        last = math.prod(fitted.sampling.patch)
+        smaller = [patch for patch in whole if math.prod(patch) < last]
+        if not smaller:
+            need = math.ceil(step_s * presets.MIN_STEPS / presets.TIME_SHARE / 36) / 100
+            what = f"the smallest network takes {step_s:.3g} s a step, {presets.MIN_STEPS} steps need {need:.2f} hours"
+            raise Shortage(what, where="hours", need=need, unit="hours")
+        patch = next((p for p in smaller if math.prod(p) <= last * wanted / step_s), smaller[-1])
+        reasons = {
+            "sampling.patch": f"{coverage(fit, patch)}; the largest that is quick enough",
+            "network.topology": topology_reason(fit, patch, base),
+        }
+        sampling = Sampling(patch, presets.BATCH_AT_LEAST, presets.FOREGROUND_FRACTION)
+        fitted = Fitted(fit.network(patch, base), sampling, reasons)
+        step_s = _measured(fit, fitted, presets.BATCH_AT_LEAST, seconds_of)
+    return _timed(fitted, presets.BATCH_AT_LEAST, step_s, seconds)
+
+
+def _more_per_step(fit: Fit, best: Fitted, seconds: float, seconds_of: SecondsOf, estimate: Estimate) -> Fitted:
+    """The full-size network has time left: enlarge the batch while a long run of steps remains."""
+    least = presets.BATCH_AT_LEAST
+    allowed = int(least * seconds / (best.step_s or 1.0) / presets.LONG_STEPS)
+    if allowed <= least:
+        return best
+    largest = fit_batch(fit, best.sampling.patch, sizes(fit, estimate, fit.preset.base_channels)).value
+    batch = min(largest, allowed)
+    return best if batch == least else _timed(best, batch, _measured(fit, best, batch, seconds_of), seconds)
+
+
+def _explained(best: Fitted, hours: float, steps: int, step_s: float) -> Fitted:
+    count, size = presets.epochs(steps)
+    share = presets.TIME_SHARE
+    minutes = steps * step_s / 60
+    base = best.network.topology.channels[0]
+    reasons = {
+        **best.reasons,
+        "training.epochs": (
+            f"{minutes:.1f} min of steps at {step_s:.3g} s each, of {hours * 60:g} min ({1 - share:.0%} is left for "
+            f"validation and files): {count} epochs of {size} steps"
+        ),
+        "sampling.batch": f"{best.sampling.batch}: under a time budget, larger only beyond {presets.LONG_STEPS} steps",
+    }
+    reasons["network.topology"] += (
+        f"; {base} first channels: the largest of {presets.BASE_CHANNELS} with at least {presets.MIN_STEPS} steps"
+    )
+    return replace(best, reasons=reasons)
