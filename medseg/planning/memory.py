@@ -23,7 +23,6 @@ from medseg.types.plan import Network, Plan, Training
 MIB = 2**20
 GPU_CONTEXT_BYTES = 500 * MIB  # what driver, kernels and libraries take; not verified on a GPU yet
 GPU_WORKSPACE_BYTES = 256 * MIB  # what cuDNN's convolutions may ask for; not verified on a GPU yet
-_STEPS = 2  # the second step starts with the gradients and the caches of the first
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def measure_step(
     if device.type != "cpu":
         return _measure_gpu(job, device)
     with torch.profiler.profile(profile_memory=True, acc_events=True) as profiler:
-        _run(job, device, whole=False)
+        _run(job, device, whole=False, steps=2)
     peak = _profiled_peak(profiler)
     return StepMemory(peak, peak, 0, 0)
 
@@ -156,13 +155,13 @@ def _estimate(question: _Question, gpu: bool) -> StepMemory:
 
 def _events(job: Job, *, whole: bool) -> tuple[Event, ...]:
     with FakeTensorMode(), _Recorder(cpu=not whole) as recorder:
-        _run(job, torch.device("cpu"), whole=whole)
+        _run(job, torch.device("cpu"), whole=whole, steps=1)
     return tuple(recorder.events)
 
 
-def _run(job: Job, device: torch.device, *, whole: bool) -> None:
+def _run(job: Job, device: torch.device, *, whole: bool, steps: int) -> None:
     parts, data = build_parts(job, device), random_batch(job, device)
-    for _ in range(_STEPS):
+    for _ in range(steps):
         run_step(parts, data, job.training, whole=whole)
 
 
@@ -229,7 +228,7 @@ def _profiled_peak(profiler: Any) -> int:
 def _measure_gpu(job: Job, device: torch.device) -> StepMemory:
     with _emptied(device):
         before = torch.accelerator.memory_reserved(device)
-        _run(job, device, whole=True)
+        _run(job, device, whole=True, steps=2)
         live = torch.accelerator.max_memory_allocated(device)
         reserved = torch.accelerator.max_memory_reserved(device)
     return StepMemory(live, reserved - before, 0, 0)

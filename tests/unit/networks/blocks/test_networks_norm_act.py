@@ -1,0 +1,119 @@
+"""The lean norm and activation against torch's own, in values, gradients and kept memory."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medseg.networks.blocks.conv import ConvNormAct, Style, conv
+from medseg.networks.blocks.norm_act import concatenate, instance_norm_act, recomputed
+from medseg.networks.build import channels_last
+
+
+def _random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=dtype)
+
+
+def _torchs(x: Tensor, weight: Tensor, bias: Tensor, slope: float) -> Tensor:
+    return F.leaky_relu(F.instance_norm(x, weight=weight, bias=bias), slope)
+
+
+@pytest.mark.parametrize("slope", [0.01, 0.0, 1.0])
+@pytest.mark.parametrize("size", [(5, 6), (3, 4, 5)])
+@pytest.mark.parametrize("last", [False, True])
+def test_it_equals_torch_in_values_and_gradients(slope: float, size: tuple[int, ...], last: bool) -> None:
+    x = 3 * _random(2, 4, *size) + 1
+    if last:
+        x = x.contiguous(memory_format=channels_last(len(size)))
+    weight, bias = _random(4) + 0.1, _random(4) - 0.5
+    results = []
+    for function in (lambda *a: instance_norm_act(*a, slope=slope), lambda *a: _torchs(*a, slope)):
+        leaves = [t.detach().clone().requires_grad_() for t in (x, weight, bias)]
+        y = function(*leaves)
+        (y * torch.arange(y.numel()).reshape(y.shape).cos()).sum().backward()
+        results.append([y.detach(), *(t.grad for t in leaves)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_its_gradient_is_the_derivative() -> None:
+    args = [_random(2, 3, 2, 3, 2, dtype=torch.float64), _random(3, dtype=torch.float64), _random(3).double()]
+    args = [a.requires_grad_() for a in args]
+    assert torch.autograd.gradcheck(lambda *a: instance_norm_act(*a, slope=0.01), args)
+
+
+def test_a_norm_of_weight_zero_still_learns() -> None:
+    x, weight, bias = _random(2, 3, 4, 4), torch.zeros(3, requires_grad=True), torch.zeros(3, requires_grad=True)
+    instance_norm_act(x, weight, bias, slope=0.01).square().sum().backward()
+    (instance_norm_act(x, weight, bias, slope=0.01) * x).sum().backward()
+    assert weight.grad is not None and weight.grad.abs().min() > 0
+
+
+def _kept_bytes(run: nn.Module, x: Tensor) -> int:
+    """Bytes of distinct storages that autograd keeps, weights left out."""
+    seen: dict[int, int] = {}
+
+    def note(t: Tensor) -> Tensor:
+        if not isinstance(t, nn.Parameter):
+            seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    own = {p.untyped_storage().data_ptr() for p in run.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        y = run(x)
+    return sum(n for place, n in seen.items() if place not in own) + 0 * y.numel()
+
+
+def test_a_chain_of_layers_keeps_one_tensor_per_layer_and_gives_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    style, x = Style(), _random(2, 8, 12, 12)
+    lean = nn.Sequential(*(ConvNormAct(8, 8, (3, 3), (1, 1), style) for _ in range(4)))
+    plain = nn.Sequential(
+        *(
+            nn.Sequential(
+                nn.Conv2d(8, 8, 3, padding=1), nn.InstanceNorm2d(8, affine=True), nn.LeakyReLU(0.01, inplace=True)
+            )
+            for _ in range(4)
+        )
+    )
+    for ours, theirs in zip(lean.parameters(), plain.parameters(), strict=True):
+        theirs.data.copy_(ours.data)
+    lean(x).square().mean().backward()
+    plain(x).square().mean().backward()
+    for ours, theirs in zip(lean.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5)
+    layer = x.nbytes
+    assert _kept_bytes(lean, x) < 5.2 * layer  # the input and one per layer; torch keeps two
+    assert _kept_bytes(plain, x) > 7.8 * layer
+
+
+def test_a_concatenation_is_recomputed_from_its_parts() -> None:
+    x = _random(1, 2, 4, 4).requires_grad_()
+    weight, bias = nn.Parameter(torch.ones(2)), nn.Parameter(torch.zeros(2))
+    plain = _random(1, 2, 4, 4)
+    joined = concatenate(plain, instance_norm_act(x, weight, bias, slope=0.01))
+    again = recomputed(joined)
+    assert again is not None
+    torch.testing.assert_close(again(), joined.detach())
+    assert recomputed(concatenate(plain, plain)) is None
+
+
+def test_without_gradients_nothing_is_noted() -> None:
+    with torch.inference_mode():
+        assert recomputed(ConvNormAct(1, 2, (3, 3), (1, 1), Style())(_random(1, 1, 4, 4))) is None
+
+
+def test_bf16_stays_close_to_float32() -> None:
+    x = _random(1, 4, 8, 8)
+    exact = instance_norm_act(x, torch.ones(4), torch.zeros(4), slope=0.01)
+    rough = instance_norm_act(x.bfloat16(), torch.ones(4), torch.zeros(4), slope=0.01)
+    assert rough.dtype == torch.bfloat16
+    torch.testing.assert_close(rough.float(), exact, rtol=0.02, atol=0.02)
+
+
+def test_a_convolution_keeps_size_and_refuses_even_kernels() -> None:
+    from medseg.errors import PlanError
+
+    assert conv(1, 2, (1, 3, 5))(_random(1, 1, 4, 5, 6)).shape == (1, 2, 4, 5, 6)
+    with pytest.raises(PlanError, match="odd"):
+        conv(1, 2, (2, 2))

@@ -1,0 +1,163 @@
+"""Networks by topology: sizes, scales, plans, users' own backbones."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medseg.errors import PlanError
+from medseg.networks.build import build_network
+from medseg.types.plan import Network, Step, Topology
+
+FLAT = Topology(2, (4, 8, 12), ((1, 1, 1), (1, 2, 2), (1, 2, 1)), ((1, 3, 3), (1, 3, 3), (1, 3, 1)), (1, 2, 1))
+THICK = Topology(3, (4, 8, 12), ((1, 1, 1), (1, 2, 2), (2, 2, 2)), ((1, 3, 3), (3, 3, 3), (3, 3, 3)), (2, 1, 2))
+ALONE = Topology(3, (4,), ((1, 1, 1),), ((3, 3, 3),), (1,))
+FAMILY = ["unet", "resenc_unet"]
+
+
+def _build(use: str, topology: Topology, **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    return build_network(Network(use, topology, options=options), channels=2, outputs=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("use", FAMILY)
+def test_every_decoder_scale_has_logits_at_its_own_size_and_eval_gives_the_finest(use: str) -> None:
+    for topology, size, coarse in ((FLAT, (8, 6), (4, 3)), (THICK, (4, 8, 12), (4, 4, 6))):
+        network, image = _build(use, topology), torch.randn(2, 2, *size)
+        logits = network(image).logits
+        assert [tuple(t.shape) for t in logits] == [(2, 3, *size), (2, 3, *coarse)]
+        finest = network.eval()(image).logits
+        assert len(finest) == 1
+        torch.testing.assert_close(finest[0], logits[0])
+
+
+@pytest.mark.parametrize("use", FAMILY)
+def test_every_weight_learns(use: str) -> None:
+    network = _build(use, THICK)
+    for _ in range(2):  # the last norms of residual blocks start at 0 and hide what is before them
+        network.zero_grad()
+        sum(t.square().sum() for t in network(torch.randn(1, 2, 4, 8, 8)).logits).backward()
+        with torch.no_grad():
+            for p in network.parameters():
+                p -= 1e-3 * p.grad
+    assert [n for n, p in network.named_parameters() if not p.grad.abs().sum() > 0 and "conv.bias" not in n] == []
+
+
+@pytest.mark.parametrize("use", FAMILY)
+@pytest.mark.parametrize("size", [(2, 4, 4), (2, 8, 12), (6, 4, 20)])
+def test_any_multiple_of_the_divisor_fits_and_other_sizes_are_refused(use: str, size: tuple[int, int, int]) -> None:
+    network = _build(use, THICK).eval()
+    with torch.inference_mode():
+        assert network(torch.randn(1, 2, *size)).logits[0].shape == (1, 3, *size)
+        with pytest.raises(PlanError, match=r"not a multiple of \(2, 4, 4\)"):
+            network(torch.randn(1, 2, size[0], size[1], size[2] + 1))
+
+
+def test_a_flat_network_is_a_thick_one_whose_kernels_are_flat() -> None:
+    flat, wide = _build("unet", FLAT).eval(), _build("unet", _as_3d(FLAT)).eval()
+    wide.load_state_dict({k: v.unsqueeze(2) if v.dim() == 4 else v for k, v in flat.state_dict().items()})
+    image = torch.randn(1, 2, 8, 6)
+    torch.testing.assert_close(wide(image[:, :, None]).logits[0][:, :, 0], flat(image).logits[0], rtol=1e-4, atol=1e-4)
+
+
+def _as_3d(topology: Topology) -> Topology:
+    return Topology(3, topology.channels, topology.strides, topology.kernels, topology.blocks)
+
+
+def test_the_parameters_are_those_of_the_published_network() -> None:
+    topology = Topology(2, (4, 8), ((1, 1, 1), (1, 2, 2)), ((1, 3, 3), (1, 3, 3)), (2, 2))
+    layers = [(1, 4), (4, 4), (4, 8), (8, 8), (8, 4), (4, 4)]
+    convs = sum(9 * i * o + 3 * o for i, o in layers)
+    network = build_network(Network("unet", topology), channels=1, outputs=2)
+    assert sum(p.numel() for p in network.parameters()) == convs + (8 * 4 * 4 + 4) + (4 * 2 + 2)
+
+
+def test_convolutions_start_kaiming_normal_without_bias() -> None:
+    topology = Topology(2, (64, 64), ((1, 1, 1), (1, 2, 2)), ((1, 3, 3), (1, 3, 3)), (2, 2))
+    network = _build("unet", topology)
+    weight = network.get_parameter("backbone.encoder.1.1.conv.weight")
+    assert abs(weight.std().item() * np.sqrt(64 * 9 / 2 * (1 + 0.01**2)) - 1) < 0.03
+    assert all(not p.any() for n, p in network.named_parameters() if n.endswith("conv.bias"))
+
+
+def test_a_new_residual_block_passes_its_skip() -> None:
+    from medseg.networks.blocks.conv import Style
+    from medseg.networks.blocks.residual import ResidualBlock
+
+    image = torch.rand(1, 4, 6, 6)
+    torch.testing.assert_close(ResidualBlock(4, 4, (3, 3), (1, 1), Style())(image), image)
+    halved = ResidualBlock(4, 4, (3, 3), (2, 1), Style())(image)
+    torch.testing.assert_close(halved, (image[:, :, ::2] + image[:, :, 1::2]) / 2)
+
+
+@pytest.mark.parametrize("options", [{"norm": "group"}, {"norm": "batch"}, {"act": "silu"}, {"decoder_blocks": 3}])
+def test_options_reach_the_network(options: dict[str, object]) -> None:
+    plain, other = _build("resenc_unet", THICK), _build("resenc_unet", THICK, **options)
+    image = torch.randn(2, 2, 4, 8, 8)
+    assert not torch.equal(plain(image).logits[0], other(image).logits[0])
+
+
+@pytest.mark.parametrize(
+    ("use", "options", "says"),
+    [
+        ("vnet", {}, "resenc_unet, unet"),
+        ("unet", {"depth": 3}, "no option depth"),
+        ("unet", {"norm": "layer"}, "instance, group, batch"),
+        ("unet", {"act": "tanh"}, "leaky_relu"),
+        ("unet", {"decoder_blocks": 0}, "decoder_blocks"),
+        ("nowhere_at_all:net", {}, "cannot import"),
+    ],
+)
+def test_a_wrong_plan_is_refused_when_the_network_is_built(use: str, options: dict[str, object], says: str) -> None:
+    with pytest.raises(PlanError, match=says):
+        _build(use, THICK, **options)
+
+
+def test_a_stride_in_the_first_stage_is_refused() -> None:
+    with pytest.raises(PlanError, match="first stride"):
+        _build("unet", Topology(2, (4,), ((1, 2, 2),), ((1, 3, 3),), (1,)))
+
+
+def test_a_network_of_one_stage_works() -> None:
+    assert _build("unet", ALONE)(torch.randn(1, 2, 3, 3, 3)).logits[0].shape == (1, 3, 3, 3, 3)
+
+
+class _Own(nn.Module):
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.feature_channels = (width,)
+        self.layer = nn.Conv3d(channels, width, 3, padding=1)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return (self.layer(image),)
+
+
+def test_a_backbone_of_the_users_own_needs_one_function_and_one_attribute(monkeypatch: pytest.MonkeyPatch) -> None:
+    def own(topology: Topology, *, in_channels: int, width: int = 5) -> nn.Module:
+        return _Own(in_channels, width)
+
+    def silent(topology: Topology, *, in_channels: int) -> nn.Module:
+        return nn.Identity()
+
+    monkeypatch.setitem(__import__("sys").modules, "my_lab_nets", SimpleNamespace(own=own, silent=silent))
+    network = _build("my_lab_nets:own", THICK, width=6)
+    assert network(torch.randn(1, 2, 3, 3, 3)).logits[0].shape == (1, 3, 3, 3, 3)
+    with pytest.raises(PlanError, match="feature_channels"):
+        _build("my_lab_nets:silent", THICK)
+
+
+def test_one_head_is_needed_and_must_be_known() -> None:
+    for heads, says in (((), "0 heads"), ((Step("points"),), "segmentation")):
+        with pytest.raises(PlanError, match=says):
+            build_network(Network("unet", ALONE, heads), channels=1, outputs=2)
+
+
+def test_without_deep_supervision_training_sees_the_finest_scale_with_the_same_weights() -> None:
+    deep = _build("unet", THICK)
+    flat = build_network(Network("unet", THICK), channels=2, outputs=3, deep_supervision=False)
+    flat.load_state_dict(deep.state_dict())
+    image = torch.randn(1, 2, 2, 4, 4)
+    assert len(flat(image).logits) == 1
+    torch.testing.assert_close(flat(image).logits[0], deep(image).logits[0])
