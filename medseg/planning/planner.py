@@ -110,7 +110,7 @@ def _fit(
     crop = decisions.cropping(fingerprint).value
     native = decisions.native_spacing(fingerprint)
     z, y, x = (own if new is None else new for own, new in zip(native, spacing_mm, strict=True))
-    steps = presets.MAX_STEPS if budget.hours is None else presets.MIN_STEPS
+    steps = presets.MAX_STEPS if budget.hours is None else presets.steps_worth(family.base_channels)
     return Fit(
         ndim=ndim,
         preset=family,

@@ -25,8 +25,8 @@ from medseg.types.plan import Sampling
 def fit_time(fit: Fit, *, hours: float, seconds_of: SecondsOf, estimate: Estimate) -> Fitted:
     """Largest network whose steps of batch 2 are quick enough for a useful run, then the batch if time is ample.
 
-    `seconds_of` measures one step. First-stage channels grow while at least `presets.MIN_STEPS` steps remain; if not
-    even the smallest network does, the patch shrinks. Raises BudgetError with the hours that would do.
+    `seconds_of` measures one step. First-stage channels grow while `presets.steps_worth` of them remain; if not even
+    the narrowest network has its steps, the patch shrinks. Raises BudgetError with the hours that would do.
     """
     seconds = hours * 3600 * presets.TIME_SHARE
     bases = [base for base in presets.BASE_CHANNELS if base <= fit.preset.base_channels]
@@ -40,7 +40,7 @@ def fit_time(fit: Fit, *, hours: float, seconds_of: SecondsOf, estimate: Estimat
                 raise
             break
         step_s = _measured(fit, fitted, presets.BATCH_AT_LEAST, seconds_of)
-        if seconds / step_s < presets.MIN_STEPS:
+        if seconds / step_s < presets.steps_worth(base):
             best = best or _smaller_patch(fit, fitted, step_s, seconds, seconds_of)
             break
         best = _timed(fitted, presets.BATCH_AT_LEAST, step_s, seconds)
@@ -77,16 +77,17 @@ def _timed(fitted: Fitted, batch: int, step_s: float, seconds: float) -> Fitted:
 
 
 def _smaller_patch(fit: Fit, fitted: Fitted, step_s: float, seconds: float, seconds_of: SecondsOf) -> Fitted:
-    """Shrink the patch until `MIN_STEPS` steps fit; the time of a step goes with the voxels of its patch."""
-    wanted = seconds / presets.MIN_STEPS
-    whole = patches(fit)
+    """Shrink the patch until the steps fit; the time of a step goes with the voxels of its patch."""
     base = fitted.network.topology.channels[0]
+    least = presets.steps_worth(base)
+    wanted = seconds / least
+    whole = patches(fit)
     while step_s > wanted:
         last = math.prod(fitted.sampling.patch)
         smaller = [patch for patch in whole if math.prod(patch) < last]
         if not smaller:
-            need = math.ceil(step_s * presets.MIN_STEPS / presets.TIME_SHARE / 36) / 100
-            what = f"the smallest network takes {step_s:.3g} s a step, {presets.MIN_STEPS} steps need {need:.2f} hours"
+            need = math.ceil(step_s * least / presets.TIME_SHARE / 36) / 100
+            what = f"the smallest network takes {step_s:.3g} s a step, {least} steps need {need:.2f} hours"
             raise Shortage(what, where="hours", need=need, unit="hours")
         patch = next((p for p in smaller if math.prod(p) <= last * wanted / step_s), smaller[-1])
         reasons = {
@@ -124,6 +125,7 @@ def _explained(best: Fitted, hours: float, steps: int, step_s: float) -> Fitted:
         "sampling.batch": f"{best.sampling.batch}: under a time budget, larger only beyond {presets.LONG_STEPS} steps",
     }
     reasons["network.topology"] += (
-        f"; {base} first channels: the largest of {presets.BASE_CHANNELS} with at least {presets.MIN_STEPS} steps"
+        f"; {base} first channels: the most of {presets.BASE_CHANNELS} whose step is quick enough for "
+        f"{presets.steps_worth(base)} steps"
     )
     return replace(best, reasons=reasons)

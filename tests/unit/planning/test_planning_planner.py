@@ -100,7 +100,8 @@ def test_no_hours_is_the_published_schedule_and_hours_are_kept():
     assert long.origin.budget.step_s is None
     short = plans(HIPPOCAMPUS, Budget(8.0, hours=0.3), seconds_of=voxel_seconds)["3d_fullres"]
     steps = short.training.epochs * short.training.steps_per_epoch
-    assert presets.MIN_STEPS * 0.9 < steps and steps * short.origin.budget.step_s <= 0.3 * 3600
+    base = short.network.topology.channels[0]
+    assert presets.steps_worth(base) * 0.9 < steps and steps * short.origin.budget.step_s <= 0.3 * 3600
     assert short.training.optimizer.use == "adamw" and short.training.ema is not None
 
 

@@ -32,18 +32,18 @@ def test_tight_time_gives_the_largest_network_with_enough_steps():
     fitted = _steps(SMALL, 0.12)
     base = fitted.network.topology.channels[0]
     assert base in presets.BASE_CHANNELS[:-1] and fitted.sampling.batch == 2
-    assert fitted.steps >= presets.MIN_STEPS
+    assert fitted.steps >= presets.steps_worth(base)
     wider = presets.BASE_CHANNELS[presets.BASE_CHANNELS.index(base) + 1]
     network = SMALL.network(fitted.sampling.patch, wider)
     slower = voxel_seconds(network, fitted.sampling, TRAINING)
-    assert 0.12 * 3600 * presets.TIME_SHARE / slower < presets.MIN_STEPS
+    assert 0.12 * 3600 * presets.TIME_SHARE / slower < presets.steps_worth(wider)
     assert f"{fitted.step_s:.3g} s each" in fitted.reasons["training.epochs"]
 
 
 def test_too_little_time_for_any_network_shrinks_the_patch():
     fitted = _steps(SCAN, 0.25)
     assert fitted.network.topology.channels[0] == presets.BASE_CHANNELS[0]
-    assert fitted.steps >= presets.MIN_STEPS
+    assert fitted.steps >= presets.steps_worth(8)
     assert math.prod(fitted.sampling.patch) < math.prod(fit_patch(SCAN, estimate=feature_bytes, base=8).sampling.patch)
     assert "quick enough" in fitted.reasons["sampling.patch"]
 
@@ -52,7 +52,7 @@ def test_the_hours_error_names_hours_that_do():
     with pytest.raises(Shortage) as caught:
         _steps(SCAN, 0.001)
     assert caught.value.where == "hours"
-    assert _steps(SCAN, caught.value.need).steps >= presets.MIN_STEPS
+    assert _steps(SCAN, caught.value.need).steps >= presets.steps_worth(8)
 
 
 def test_no_more_steps_than_a_long_run():
