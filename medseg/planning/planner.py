@@ -224,7 +224,7 @@ def _within_ram(plan: Plan, fingerprint: Fingerprint, prediction_bytes: Predicti
     largest = max(fingerprint.cases, key=lambda case: (math.prod(case.shape), case.case_id))
     scan = Geometry(largest.shape, largest.spacing_mm, unit=fingerprint.unit)
     need, limit = prediction_bytes(plan, scan) / GIB, plan.origin.budget.ram_gib
-    text = f"predicting the largest scan ({_by(largest.shape)}) takes about {need:.1f} GiB of main memory"
+    text = f"predicting the largest scan ({_by(largest.shape)}) takes about {need:.2g} GiB of main memory"
     if limit is not None and need > limit * presets.RAM_SHARE:
         least = math.ceil(need / presets.RAM_SHARE * 10) / 10
         raise Shortage(f"{text}, the budget is {limit:g}", where="ram_gib", need=least, unit="GiB")

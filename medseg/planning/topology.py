@@ -1,5 +1,6 @@
 """Encoder-decoder shape that fits a patch: which axes to halve, how often, with which kernels."""
 
+import math
 from typing import Literal
 
 from medseg.planning.presets import Preset
@@ -55,7 +56,7 @@ def shrink(patch: Size3, median: Vec3, spacing_mm: Vec3, *, ndim: Literal[2, 3],
     axes = [axis for axis in ((1, 2) if ndim == 2 else (0, 1, 2)) if patch[axis] > least]
     for axis in sorted(axes, key=lambda axis: -patch[axis] / median[axis]):
         smaller = _try(patch, axis, spacing_mm, ndim, preset)
-        if least <= smaller[axis] < patch[axis]:
+        if smaller[axis] >= least and math.prod(smaller) < math.prod(patch):
             return smaller
     return None
 

@@ -138,7 +138,7 @@ def test_ram_is_that_of_the_largest_scan():
     fingerprint = replace(HIPPOCAMPUS, cases=(*HIPPOCAMPUS.cases, large))
     plan = plans(fingerprint, Budget(8.0, ram_gib=16.0), prediction_bytes=bytes_of)["3d_fullres"]
     assert set(asked) == {(80, 90, 70)}
-    assert plan.reasons["origin.budget"].endswith("takes about 4.0 GiB of main memory, of 16")
+    assert plan.reasons["origin.budget"].endswith("takes about 4 GiB of main memory, of 16")
     with pytest.raises(BudgetError, match=r"smallest that would fit is 4\.5 GiB"):
         plans(fingerprint, Budget(8.0, ram_gib=4.0), prediction_bytes=bytes_of)
 

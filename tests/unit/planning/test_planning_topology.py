@@ -49,7 +49,7 @@ def test_patches_divide_and_no_feature_map_is_below_four_voxels(size, spacing):
 
 
 @given(SIZES, SPACINGS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_shrinking_ends_and_every_step_is_smaller(size, spacing):
     patch = topology_for(size, spacing, ndim=3, preset=UNET)[1]
     while True:
