@@ -33,7 +33,7 @@ def main() -> None:
     budget = medseg.Budget(vram_gib=4.0, hours=arguments.minutes / 60, device="cpu")
     say("plan")
     plans = medseg.plan(DATASET, run, budget=budget, report=Ticker())
-    plan = next(made for made in plans if made.name.endswith("3d_fullres"))
+    plan = next((made for made in plans if made.name.endswith("3d_fullres")), plans[0])
     say("train")
     bundle = medseg.train(plan, DATASET, run, folds=FOLD, device="cpu", report=Ticker())
     say("predict")
