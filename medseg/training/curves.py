@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medseg.errors import TrainingError
 from medseg.io.files import whole_file
 
 
@@ -26,8 +27,11 @@ def draw_curves(rows: Sequence[Mapping[str, float | None]], path: Path) -> None:
 
 
 def tensorboard(folder: Path) -> Callable[[Any], None]:
-    """A hook that writes every epoch's metrics for TensorBoard; needs the extra `medseg[track]`."""
-    from torch.utils.tensorboard import SummaryWriter
+    """A hook that writes every epoch's metrics for TensorBoard; raises TrainingError without the extra `track`."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise TrainingError("TensorBoard is not installed", hint='pip install "medseg[track]"') from error
 
     writer = SummaryWriter(str(folder))
 

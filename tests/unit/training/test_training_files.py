@@ -12,7 +12,7 @@ from torch import nn
 from medseg.errors import TrainingError
 from medseg.io.files import file_sha256
 from medseg.training import checkpoint, journal
-from medseg.training.curves import draw_curves
+from medseg.training.curves import draw_curves, tensorboard
 from medseg.training.lock import locked
 from medseg.training.signals import stop_requests
 
@@ -143,3 +143,9 @@ def test_outside_the_main_thread_signals_are_left_alone():
     thread.start()
     thread.join()
     assert found == [None]
+
+
+def test_without_tensorboard_the_hint_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(TrainingError, match=r"medseg\[track\]"):
+        tensorboard(tmp_path)
