@@ -43,15 +43,15 @@ def standardised(picture: Float64[np.ndarray, "*s"]) -> Float64[np.ndarray, "*s"
 
 
 def mirror_overlap(atlas: Float64[np.ndarray, "k d h w"]) -> Vec3:
-    """Per axis (z, y, x), how much of the mean class lies on its own mirror image: mean of sum min(p, flip p) / sum p.
+    """Per axis (z, y, x), how much of the least symmetric class lies on its own mirror image: sum min(p, flip p) / sum p.
 
-    1 = symmetric; 0 where no class is anywhere.
+    1 = symmetric; 0 where no class is anywhere. One left and one right class among many symmetric ones give 0.
     """
     present = atlas[atlas.sum(axis=(1, 2, 3)) > 0]
     if not len(present):
         return 0.0, 0.0, 0.0
     total = present.sum(axis=(1, 2, 3))
-    z, y, x = (float((np.minimum(present, np.flip(present, a)).sum(axis=(1, 2, 3)) / total).mean()) for a in (1, 2, 3))
+    z, y, x = (float((np.minimum(present, np.flip(present, a)).sum(axis=(1, 2, 3)) / total).min()) for a in (1, 2, 3))
     return z, y, x
 
 

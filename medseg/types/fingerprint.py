@@ -39,9 +39,9 @@ class Fingerprint:
     """Measurements of a dataset.
 
     `orientation` is the patient direction of the array axes x, y, z of all scans after reorienting, e.g. "LPS".
-    `mirror_labels` and `mirror_image` say, per axis (z, y, x), how alike the mean label atlas (overlap) and the mean
-    image (correlation) of all cases are to their own mirror image: 1 = symmetric, 0 or less = mirroring makes
-    scans that never occur.
+    `mirror_labels` and `mirror_image` say, per axis (z, y, x), how alike the mean label atlas (overlap of the least
+    symmetric class) and the mean image (correlation) of all cases are to their own mirror image: 1 = symmetric, 0 or
+    less = mirroring makes scans that never occur.
     """
 
     schema: Literal["medseg.fingerprint/1"]
