@@ -1,6 +1,7 @@
 """The tables of backbones and heads, and the one function that builds a network from a plan."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -31,19 +32,25 @@ class HeadedNetwork(nn.Module):
         self.backbone = backbone
         self.head = head
         self.deep_supervision = deep_supervision
+        self.channels_last = False
 
     def forward(self, image: Float[Tensor, "b c *s"]) -> NetworkOutput:
-        image = image.contiguous(memory_format=channels_last(image.dim() - 2))
+        if self.channels_last:
+            image = image.contiguous(memory_format=channels_last(image.dim() - 2))
         features = self.backbone(image)
         scales = features if self.training and self.deep_supervision else features[:1]
         return NetworkOutput(self.head(scales))
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "HeadedNetwork":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return arrange(self, channels_last=next(self.parameters()).device.type == "cpu")
 
 
 def build_network(network: Network, *, channels: int, outputs: int, deep_supervision: bool = True) -> HeadedNetwork:
     """The network of a plan for `channels` image channels and `outputs` logits, initialised, on the CPU.
 
-    Weights are in channels-last order, in which convolutions are fastest: make them contiguous before writing
-    them to a file. Raises PlanError for unknown names and options, or a backbone without `feature_channels`.
+    On the CPU weights are in channels-last order (see `arrange`): make them contiguous before writing them to a
+    file. Raises PlanError for unknown names and options, or a backbone without `feature_channels`.
     """
     build = resolve(network.use, BACKBONES, network.options, where="network.use")
     backbone = build(network.topology, in_channels=channels)
@@ -61,10 +68,24 @@ def build_network(network: Network, *, channels: int, outputs: int, deep_supervi
     built = HeadedNetwork(
         backbone, head(network.topology, tuple(features), outputs=outputs), deep_supervision=deep_supervision
     )
-    for weight in built.parameters():
-        if weight.dim() == network.topology.ndim + 2:
-            weight.data = weight.data.contiguous(memory_format=channels_last(network.topology.ndim))
-    return built
+    return arrange(built, channels_last=True)
+
+
+def arrange(network: HeadedNetwork, *, channels_last: bool) -> HeadedNetwork:
+    """Put convolution weights, and from now on images, in channels-last order or in plain order, in place.
+
+    A network does this whenever it is moved: channels-last is a fifth to a third faster on CPUs; on GPUs the plain
+    order lets one kernel normalise a whole batch.
+    """
+    network.channels_last = channels_last
+    for weight in network.parameters():
+        if weight.dim() > 3:
+            order = _ORDERS[weight.dim()] if channels_last else torch.contiguous_format
+            weight.data = weight.data.contiguous(memory_format=order)
+    return network
+
+
+_ORDERS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def channels_last(ndim: int) -> torch.memory_format:
@@ -73,4 +94,4 @@ def channels_last(ndim: int) -> torch.memory_format:
     >>> channels_last(3)
     torch.channels_last_3d
     """
-    return torch.channels_last if ndim == 2 else torch.channels_last_3d
+    return _ORDERS[ndim + 2]

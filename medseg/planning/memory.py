@@ -160,7 +160,7 @@ def _events(job: Job, *, whole: bool) -> tuple[Event, ...]:
 
 
 def _run(job: Job, device: torch.device, *, whole: bool, steps: int) -> None:
-    parts, data = build_parts(job, device), random_batch(job, device)
+    parts, data = build_parts(job, device, channels_last=not whole), random_batch(job, device)
     for _ in range(steps):
         run_step(parts, data, job.training, whole=whole)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from medseg.losses.build import Loss, build_loss
-from medseg.networks.build import build_network
+from medseg.networks.build import arrange, build_network
 from medseg.types.geometry import Size3
 from medseg.types.plan import Network, Options, Precision, Training
 from medseg.types.tensors import Batch, NetworkOutput
@@ -41,12 +41,17 @@ class Parts:
     average: list[Tensor]
 
 
-def build_parts(job: Job, device: torch.device) -> Parts:
-    """Network and loss in training mode, with the optimiser's tensors as they are after the first step."""
+def build_parts(job: Job, device: torch.device, *, channels_last: bool | None = None) -> Parts:
+    """Network and loss in training mode, with the optimiser's tensors as they are after the first step.
+
+    `channels_last` overrides the memory order that suits `device`.
+    """
     built = build_network(
         job.network, channels=job.channels, outputs=job.outputs, deep_supervision=job.training.deep_supervision
     )
     network = (built if device.type == "cpu" else built.to(device)).train()
+    if channels_last is not None:
+        arrange(built, channels_last=channels_last)
     params = list(network.parameters())
     copies = _state_copies(job.training.optimizer.use, job.training.optimizer.options)
     states = tuple([torch.zeros_like(p) for p in params] for _ in range(copies))

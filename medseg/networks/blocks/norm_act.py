@@ -70,17 +70,19 @@ def _unpack(kept: Any) -> Tensor:
 
 
 class _InstanceNormAct(torch.autograd.Function):
-    """Batch norm kernels sample by sample: the only norm that is fast in channels-last bf16 on CPUs and GPUs."""
+    """Batch norm kernels, which are fast in every dtype and memory order, on views in which a sample is a batch."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        y = torch.empty_like(x)
-        mean, inverse = weight.new_empty(x.shape[:2]), weight.new_empty(x.shape[:2])
-        for i, sample in enumerate(torch.split(x, 1)):
-            place = {"out": y[i : i + 1], "save_mean": mean[i], "save_invstd": inverse[i]}
-            _norm.out(sample, weight, bias, None, None, True, 0.0, eps, **place)
+        y, views = torch.empty_like(x), _samples(x)
+        size = len(views), views[0].shape[1]
+        mean, inverse = weight.new_empty(size), weight.new_empty(size)
+        scale, shift = _per_row(weight, size[1]), _per_row(bias, size[1])
+        for i, (sample, out) in enumerate(zip(views, _samples(y), strict=True)):
+            place = {"out": out, "save_mean": mean[i], "save_invstd": inverse[i]}
+            _norm.out(sample, scale, shift, None, None, True, 0.0, eps, **place)
         if slope != 1.0:
             F.leaky_relu_(y, slope)
         ctx.save_for_backward(x, weight, bias, mean, inverse)
@@ -96,14 +98,20 @@ class _InstanceNormAct(torch.autograd.Function):
             y = _apply(x, weight, bias, mean, inverse, ctx.eps, ctx.slope)
             grad = _leaky_backward(grad, y, ctx.slope, True)
             del y
-        dx, dweight, dbias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(bias)
-        for i, sample in enumerate(torch.split(x, 1)):
+        grads = _samples(grad.contiguous()) if x.is_contiguous() else torch.split(grad, 1)
+        views, rows = _samples(x), mean.shape[1]
+        scale = _per_row(weight, rows)
+        dweight, dbias = torch.zeros_like(weight), torch.zeros_like(weight)
+        dx = torch.empty_like(x) if len(views) > 1 else x.new_empty(0)
+        for i, (sample, given) in enumerate(zip(views, grads, strict=True)):
             part = _norm_backward(
-                grad[i : i + 1], sample, weight, None, None, mean[i], inverse[i], True, ctx.eps, [True, True, True]
+                given, sample, scale, None, None, mean[i], inverse[i], True, ctx.eps, [True, True, True]
             )
+            dweight += part[1].view(-1, weight.numel()).sum(0)
+            dbias += part[2].view(-1, weight.numel()).sum(0)
+            if len(views) == 1:
+                return part[0].view(x.shape), dweight, dbias, None, None
             dx[i : i + 1] = part[0]
-            dweight += part[1]
-            dbias += part[2]
             del part
         return dx, dweight, dbias, None, None
 
@@ -112,7 +120,19 @@ def _apply(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse: Tenso
     """The forward pass with known statistics: one pass over the voxels."""
     y = torch.empty_like(x)
     variance, nothing = inverse**-2 - eps, mean.new_empty(0)
-    for i, sample in enumerate(torch.split(x, 1)):
-        place = {"out": y[i : i + 1], "save_mean": nothing, "save_invstd": nothing}
-        _norm.out(sample, weight, bias, mean[i], variance[i], False, 0.0, eps, **place)
+    scale, shift = _per_row(weight, mean.shape[1]), _per_row(bias, mean.shape[1])
+    for i, (sample, out) in enumerate(zip(_samples(x), _samples(y), strict=True)):
+        place = {"out": out, "save_mean": nothing, "save_invstd": nothing}
+        _norm.out(sample, scale, shift, mean[i], variance[i], False, 0.0, eps, **place)
     return F.leaky_relu_(y, slope) if slope != 1.0 else y
+
+
+def _samples(x: Tensor) -> tuple[Tensor, ...]:
+    """Views of (b, c, *s) whose statistics are one sample's: all rows at once where contiguous, else one by one."""
+    if x.is_contiguous():
+        return (x.view(1, -1, *x.shape[2:]),)
+    return torch.split(x, 1)
+
+
+def _per_row(weight: Tensor, rows: int) -> Tensor:
+    return weight.repeat(rows // weight.numel())

@@ -40,8 +40,7 @@ def test_every_weight_learns(use: str) -> None:
         network.zero_grad()
         sum(t.square().sum() for t in network(torch.randn(1, 2, 4, 8, 8)).logits).backward()
         with torch.no_grad():
-            for p in network.parameters():
-                p -= 1e-3 * p.grad
+            torch._foreach_sub_(list(network.parameters()), [1e-3 * p.grad for p in network.parameters()])
     assert [n for n, p in network.named_parameters() if not p.grad.abs().sum() > 0 and "conv.bias" not in n] == []
 
 

@@ -1,0 +1,105 @@
+"""The weighted sum of a plan over decoder scales."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from medseg.errors import PlanError
+from medseg.losses.build import at_scale, build_loss, scale_weights
+from medseg.losses.dice import cross_entropy, dice
+from medseg.types.plan import LossTerm
+from medseg.types.tensors import Batch, NetworkOutput
+
+
+def _batch(*size: int) -> Batch:
+    target = torch.randint(-1, 3, (2, 1, *size), generator=torch.Generator().manual_seed(0))
+    return Batch(torch.zeros(2, 1, *size), target)
+
+
+def _output(*sizes: tuple[int, ...]) -> NetworkOutput:
+    rng = torch.Generator().manual_seed(1)
+    return NetworkOutput(tuple(torch.randn(2, 3, *size, generator=rng) for size in sizes))
+
+
+def test_scales_weigh_half_as_much_each_and_the_last_nothing() -> None:
+    assert scale_weights(1) == (1.0,)
+    assert scale_weights(4) == pytest.approx((4 / 7, 2 / 7, 1 / 7, 0.0))
+    assert scale_weights(2) == (1.0, 0.0)
+
+
+def test_the_total_is_the_weighted_sum_over_scales_and_terms() -> None:
+    output, batch = _output((8, 8), (4, 4), (2, 2)), _batch(8, 8)
+    value = build_loss([LossTerm(2.0, "dice"), LossTerm(0.5, "cross_entropy")])(output, batch)
+    small = Batch(batch.image, batch.target[:, :, 1::2, 1::2])
+    parts = [(2 / 3, NetworkOutput(output.logits[:1]), batch), (1 / 3, NetworkOutput(output.logits[1:2]), small)]
+    sums = {name: sum(w * term(o, b) for w, o, b in parts) for name, term in (("d", dice), ("c", cross_entropy))}
+    torch.testing.assert_close(value.terms["dice"], sums["d"])
+    torch.testing.assert_close(value.terms["cross_entropy"], sums["c"])
+    torch.testing.assert_close(value.total, 2.0 * sums["d"] + 0.5 * sums["c"])
+
+
+@pytest.mark.parametrize(("size", "small"), [((8, 6), (4, 3)), ((4, 8, 8), (4, 4, 2)), ((9,), (3,))])
+def test_targets_shrink_to_the_nearest_voxel_as_torch_does(size: tuple[int, ...], small: tuple[int, ...]) -> None:
+    batch = _batch(*size)
+    near = at_scale(batch, small).target
+    oracle = torch.nn.functional.interpolate(batch.target.float(), size=small, mode="nearest-exact")
+    assert near.dtype == batch.target.dtype
+    assert torch.equal(near, oracle.long())
+    assert at_scale(batch, size).target is batch.target
+
+
+def test_only_the_total_carries_gradients() -> None:
+    logits = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    value = build_loss([LossTerm(1.0, "dice_ce")])(NetworkOutput((logits,)), _batch(4, 4))
+    assert value.total.requires_grad and not value.terms["dice_ce"].requires_grad
+    value.total.backward()
+    assert logits.grad is not None and logits.grad.any()
+
+
+def test_losses_are_float32_even_under_autocast() -> None:
+    output = NetworkOutput((torch.randn(2, 3, 4, 4).bfloat16(),))
+    loss = build_loss([LossTerm(1.0, "dice_ce")])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = loss(output, _batch(4, 4)).total
+    torch.testing.assert_close(inside, loss(output, _batch(4, 4)).total)
+    assert inside.dtype == torch.float32
+
+
+def test_a_loss_of_the_users_own_sees_one_scale_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def own(output: NetworkOutput, batch: Batch, *, factor: float) -> Tensor:
+        seen.append((len(output.logits), output.logits[0].shape[2:] == batch.target.shape[2:]))
+        return factor * output.logits[0].mean()
+
+    monkeypatch.setitem(__import__("sys").modules, "my_lab_losses", SimpleNamespace(own=own))
+    output = _output((8, 8), (4, 4), (2, 2))
+    value = build_loss([LossTerm(1.0, "my_lab_losses:own", {"factor": 3.0})])(output, _batch(8, 8))
+    assert seen == [(1, True), (1, True)]
+    wanted = 3 * (2 / 3 * output.logits[0].mean() + 1 / 3 * output.logits[1].mean())
+    torch.testing.assert_close(value.total, wanted)
+    assert set(value.terms) == {"own"}
+
+
+def test_a_term_used_twice_is_logged_twice() -> None:
+    terms = [LossTerm(1.0, "dice"), LossTerm(1.0, "dice", {"batch_dice": True})]
+    value = build_loss(terms)(_output((4, 4)), _batch(4, 4))
+    assert set(value.terms) == {"dice_0", "dice_1"}
+    assert value.total == sum(value.terms.values())
+
+
+@pytest.mark.parametrize(
+    ("terms", "says"),
+    [
+        ([], "no loss"),
+        ([LossTerm(1.0, "dise")], "cross_entropy, dice, dice_ce"),
+        ([LossTerm(1.0, "dice", {"gamma": 2.0})], "no option gamma"),
+        ([LossTerm(1.0, "nowhere_at_all:loss")], "cannot import"),
+    ],
+)
+def test_a_wrong_plan_is_refused_before_training(terms: list[LossTerm], says: str) -> None:
+    with pytest.raises(PlanError, match=says) as error:
+        build_loss(terms)
+    assert error.value.where == "training.losses"
