@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from medseg.io.records import write_record as write_record
     from medseg.metrics.cases import score_case as score_case
     from medseg.metrics.cases import summarise as summarise
+    from medseg.training.curves import tensorboard as tensorboard
     from medseg.types.dataset import Case as Case
     from medseg.types.dataset import Dataset as Dataset
     from medseg.types.geometry import Geometry as Geometry
@@ -60,6 +61,7 @@ _HOMES = {
     "medseg.io.images": ("read_image", "read_labels", "write_labels"),
     "medseg.io.records": ("write_record",),
     "medseg.metrics.cases": ("score_case", "summarise"),
+    "medseg.training.curves": ("tensorboard",),
     "medseg.types.dataset": ("Case", "Dataset"),
     "medseg.types.geometry": ("Geometry",),
     "medseg.types.image": ("Image", "LabelMap"),

@@ -56,7 +56,9 @@ class Ticker:
         self.stage, self.last = "", 0.0
 
     def __call__(self, progress: medseg.Progress) -> None:
-        """Print the line if one is due."""
+        """Print the line if one is due; the windows of these small scans are not worth one."""
+        if progress.stage == "windows":
+            return
         now = time.monotonic()
         if progress.stage != self.stage or now - self.last > 20 or progress.done == progress.total:
             numbers = "  ".join(f"{name} {value:.3g}" for name, value in progress.values.items())

@@ -67,13 +67,17 @@ def _draw_bars(bars: Progress) -> Report:
 
 
 def _log_lines() -> Report:
+    """Logs a stage when it first ends, and at most every 20 seconds else."""
     last: dict[str, float] = {}
+    ended: set[str] = set()
 
     def report(step: Step) -> None:
         now = time.monotonic()
-        if step.done < step.total and now - last.setdefault(step.stage, now) < _EVERY_S:
+        ends = step.done == step.total and step.stage not in ended
+        if not ends and now - last.setdefault(step.stage, now) < _EVERY_S:
             return
         last[step.stage] = now
+        ended.update({step.stage} if ends else ())
         _LOG.info("%s", f"{step.stage} {step.done}/{step.total} {_values(step)}".rstrip())
 
     return report

@@ -6,7 +6,7 @@ PUBLIC = """
 Batch Budget Case CaseScores Dataset Geometry Image Label LabelMap Labels LossTerm MedsegError ModelBundle Network
 NetworkOutput Page Picture Plan PredictOptions Prediction Progress RunReport Step Topology __version__ check_dataset
 check_plan evaluate load_model load_plan mean_dice overlay_png plan predict_folder read_curves read_dataset read_image
-read_labels score_case summarise train write_labels write_page write_record write_report
+read_labels score_case summarise tensorboard train write_labels write_page write_record write_report
 """.split()
 
 

@@ -1,0 +1,40 @@
+import logging
+
+from medseg.cli.progress import shown_progress
+from medseg.cli.tables import report_lines
+from medseg.types.progress import Progress
+from medseg.types.result import CaseReport, RunReport
+
+
+def test_without_a_terminal_the_end_of_a_stage_is_one_plain_line(capsys):
+    with shown_progress() as report:
+        for done in [*range(1, 101), *range(1, 101)]:
+            report(Progress("train fold_0", done, 100, {"loss": 0.25}))
+        logging.getLogger("medseg").info("a log line")
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == ["train fold_0 100/100 loss 0.25", "a log line"]
+    assert captured.out == ""
+
+
+def test_logging_is_left_as_it_was():
+    log = logging.getLogger("medseg")
+    before = (log.level, list(log.handlers))
+    with shown_progress():
+        pass
+    assert (log.level, list(log.handlers)) == before
+
+
+def test_report_lines_say_what_failed_and_count():
+    cases = (
+        CaseReport("a", "ok", 1.0, ("a.nii.gz",), {"tooth": 1.234}, ("odd header",)),
+        CaseReport("b", "failed", 1.0, error="b.nii.gz: cut off. copy it again"),
+        CaseReport("c", "skipped", 0.0, ("c.nii.gz",), {"tooth": 2.0}),
+    )
+    text = report_lines(RunReport("medseg.report/1", "0", "0", "cpu", cases))
+    assert text.splitlines() == [
+        "ok: a: tooth 1.23 ml",
+        "  warning: odd header",
+        "failed: b: b.nii.gz: cut off. copy it again",
+        "skipped: c: tooth 2.00 ml",
+        "1 ok, 1 skipped, 1 failed",
+    ]

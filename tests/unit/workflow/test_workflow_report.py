@@ -1,0 +1,61 @@
+import math
+from html.parser import HTMLParser
+
+from medseg.types.result import CaseScores, LabelScores
+from medseg.workflow.report import Page, Picture, mean_dice, read_curves, write_page
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def scores(case, dice, hd95=1.0):
+    state = "both_empty" if math.isnan(dice) else "both"
+    row = LabelScores(dice, dice, hd95, 0.5, dice, 1.0, 1.0, 1, 1, 0, state)
+    return CaseScores(case, {"tooth <1>": row})
+
+
+class Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found, self.text = [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for name, value in attrs if name in {"src", "href"}]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def read(path):
+    page = Links()
+    page.feed(path.read_text(encoding="utf-8"))
+    return page
+
+
+def test_the_page_needs_nothing_but_itself_and_escapes_names(tmp_path):
+    picture = Picture("case <b>", PNG, "Dice 0.5")
+    page = Page("Ünder test", ("text & more",), (("a", "b"),), (scores("one", 0.5),), (picture,), (picture,))
+    seen = read(write_page(page, tmp_path / "a folder" / "page.html"))
+    assert len(seen.found) == 2 and all(link.startswith("data:image/png;base64,") for link in seen.found)
+    for text in ("Ünder test", "text & more", "case <b>", "tooth <1> Dice", "0.500"):
+        assert text in seen.text
+
+
+def test_undefined_is_a_dash_infinite_is_said_and_failed_is_named(tmp_path):
+    failed = CaseScores("gone", {}, status="failed", error="no prediction")
+    rows = (scores("good", 0.9), scores("void", math.nan, math.nan), scores("miss", 0.0, math.inf), failed)
+    text = read(write_page(Page("t", scores=rows), tmp_path / "p.html")).text
+    assert "–" in text and "inf" in text and "failed" in text
+    assert "0.450" in text, "mean over the two defined values"
+
+
+def test_mean_dice_is_over_defined_cases():
+    assert mean_dice([scores("a", 0.8), scores("b", 0.6), scores("c", math.nan)]) == 0.7
+    assert math.isnan(mean_dice([])) and math.isnan(mean_dice([scores("c", math.nan)]))
+
+
+def test_curves_are_found_per_fold(tmp_path):
+    for fold in (1, 0):
+        (tmp_path / f"fold_{fold}").mkdir()
+        (tmp_path / f"fold_{fold}" / "curves.png").write_bytes(PNG)
+    assert [curve.title for curve in read_curves(tmp_path)] == ["fold 0", "fold 1"]
+    assert read_curves(tmp_path / "nothing") == ()
