@@ -42,7 +42,7 @@ from medseg.types.tensors import Batch
 
 _LOG = logging.getLogger("medseg")
 _CHECKPOINT_EVERY_S = 300.0
-_DRAW_EVERY_S = 30.0
+_DRAW_EVERY_S = 60.0
 _MARK_EVERY = 20  # steps between two looks at the time left
 _MARKS = 13
 _WARM_STEPS = 3  # the first steps of a process are slow and say nothing about the rest
