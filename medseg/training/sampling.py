@@ -16,7 +16,7 @@ TRAIN, VALIDATE = 0, 1
 def generators(seed: int, stream: int, step: int, index: int) -> tuple[np.random.Generator, torch.Generator]:
     """Independent generators of sample `index` of `step`: one to place the patch, one to augment it.
 
-    >>> a, _ = generators(0, TRAIN, 7, 1); b, _ = generators(0, TRAIN, 7, 1); a.integers(1000) == b.integers(1000)
+    >>> a, _ = generators(0, TRAIN, 7, 1); b, _ = generators(0, TRAIN, 7, 1); int(a.integers(9)) == int(b.integers(9))
     True
     """
     root = np.random.SeedSequence((seed, stream, step, index))
