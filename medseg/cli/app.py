@@ -128,6 +128,7 @@ def train(
     out: Out,
     fold: Annotated[tuple[str, ...], Words] = ("cv",),
     device: Device = "auto",
+    tensorboard: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Train a plan; the same command continues a run that was stopped.
 
@@ -143,13 +144,15 @@ def train(
         Run folder; the model is its subfolder bundle.
     fold
         "cv" (all folds), "all" (one network on every case), or fold numbers from 0.
+    tensorboard
+        Also write every epoch's metrics for TensorBoard (extra "track").
     """
     from medseg.cli.progress import shown_progress
     from medseg.workflow import train as job
 
     folds = _folds(fold)
     with shown_progress() as report:
-        bundle = job.train(plan, dataset, out, folds=folds, device=device, report=report)
+        bundle = job.train(plan, dataset, out, folds=folds, device=device, report=report, track=tensorboard)
     _print(f"model: {bundle.root}")
     return _OK
 

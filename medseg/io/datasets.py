@@ -16,13 +16,14 @@ __all__ = ["find_cases", "read_dataset", "survey"]
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
-def read_dataset(folder: Path) -> Dataset:
+def read_dataset(folder: Path | str) -> Dataset:
     """The dataset in `folder`, which holds a `dataset.json` in the nnU-Net v2 or the Decathlon layout; reads no voxels.
 
     Beyond those layouts: optional "groups" ({case: patient}) in `dataset.json` or a `groups.csv` (case,group), and
     folds in `splits_final.json` or `splits.json`; a scan may be a folder of DICOM files.
     Raises DatasetError that lists every fault, not only the first.
     """
+    folder = Path(folder)
     dataset, faults = survey(folder)
     wrong = [fault for fault in faults if fault.severity == "error"]
     if dataset is not None and not wrong:

@@ -43,9 +43,10 @@ def standardised(picture: Float64[np.ndarray, "*s"]) -> Float64[np.ndarray, "*s"
 
 
 def mirror_overlap(atlas: Float64[np.ndarray, "k d h w"]) -> Vec3:
-    """Per axis (z, y, x), how much of the least symmetric class lies on its own mirror image: sum min(p, flip p) / sum p.
+    """Per axis (z, y, x), the share of the least symmetric class that lies on its own mirror image.
 
-    1 = symmetric; 0 where no class is anywhere. One left and one right class among many symmetric ones give 0.
+    Sum of min(p, flip p) over sum of p: 1 = symmetric; 0 where no class is anywhere. One left and one right class
+    among many symmetric ones give 0.
     """
     present = atlas[atlas.sum(axis=(1, 2, 3)) > 0]
     if not len(present):

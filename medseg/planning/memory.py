@@ -2,7 +2,6 @@
 
 import statistics
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +10,10 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from medseg.io.records import format_record
 from medseg.planning.allocator import Event, live_peak, reserved_peak
+from medseg.planning.storage import StorageRecorder
 from medseg.planning.training_step import Job, build_parts, random_batch, run_step
 from medseg.types.geometry import Geometry, Size3
 from medseg.types.plan import Network, Plan, Training
@@ -154,7 +152,7 @@ def _estimate(question: _Question, gpu: bool) -> StepMemory:
 
 
 def _events(job: Job, *, whole: bool) -> tuple[Event, ...]:
-    with FakeTensorMode(), _Recorder(cpu=not whole) as recorder:
+    with FakeTensorMode(), StorageRecorder(cpu_kernels=not whole) as recorder:
         _run(job, torch.device("cpu"), whole=whole, steps=1)
     return tuple(recorder.events)
 
@@ -163,57 +161,6 @@ def _run(job: Job, device: torch.device, *, whole: bool, steps: int) -> None:
     parts, data = build_parts(job, device, channels_last=not whole), random_batch(job, device)
     for _ in range(steps):
         run_step(parts, data, job.training, whole=whole)
-
-
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes when each storage appears among the results of an operation, and when it is gone.
-
-    `cpu`: also count what the CPU's kernels need inside the two operations where it matters (`_inside`).
-    """
-
-    def __init__(self, *, cpu: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._cpu = cpu
-        self.events: list[Event] = []
-        self._known: dict[int, weakref.ref[Any]] = {}
-        self._next = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        results = func(*args, **(kwargs or {}))
-        for result in tree_iter(results):
-            if isinstance(result, torch.Tensor):
-                self._note(result.untyped_storage())
-        if self._cpu and (inside := _inside(func, args)):
-            self.events += [Event(-1, inside), Event(-1, 0)]
-        return results
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        place = storage._cdata
-        if place in self._known or not storage.nbytes():
-            return
-        key, self._next = self._next, self._next + 1
-
-        def gone(_: object) -> None:
-            del self._known[place]
-            self.events.append(Event(key, 0))
-
-        self._known[place] = weakref.ref(storage, gone)
-        self.events.append(Event(key, storage.nbytes()))
-
-
-def _inside(func: Any, args: tuple[Any, ...]) -> int:
-    """Bytes that a CPU kernel allocates and frees inside one operation, as found by measurement.
-
-    Batch norm's backward pass makes a copy of its input. A bf16 convolution's makes, per thread, transposed copies
-    of one sample's input and gradient with channels padded to 16, and sums the weights' gradient in float32.
-    """
-    if func is torch.ops.aten.native_batch_norm_backward.default:
-        return int(args[1].nbytes)
-    if func is torch.ops.aten.convolution_backward.default and args[0].dtype == torch.bfloat16:
-        samples = min(torch.get_num_threads(), args[0].shape[0])
-        padded = sum(-(-t.shape[1] // 16) * 16 * t[0, 0].numel() * t.element_size() for t in args[:2])
-        return int(samples * padded + 4 * args[2].numel())
-    return 0
 
 
 def _profiled_peak(profiler: Any) -> int:

@@ -37,7 +37,7 @@ class _Seen:
     thumbnail: Float32[np.ndarray, " n"] | None = None
 
 
-def check_dataset(folder: Path, *, workers: int | None = None, report: Report = silent) -> tuple[Fault, ...]:
+def check_dataset(folder: Path | str, *, workers: int | None = None, report: Report = silent) -> tuple[Fault, ...]:
     """Every fault of a dataset folder, errors first; empty if there is none.
 
     Reads every image and label map once: missing, extra and unreadable files; grids of image and label map that
@@ -46,7 +46,7 @@ def check_dataset(folder: Path, *, workers: int | None = None, report: Report = 
     channel counts; scans with and without spacing; images that look the same in different groups (correlation of
     16 x 16 (x 16) thumbnails above 0.99); given splits with a group on both sides. Never raises for what it finds.
     """
-    dataset, found = survey(folder)
+    dataset, found = survey(Path(folder))
     faults = list(found)
     if dataset is not None:
         seen: dict[str, _Seen] = {}

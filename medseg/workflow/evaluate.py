@@ -26,8 +26,8 @@ _LOG = logging.getLogger("medseg")
 
 
 def evaluate(
-    predictions: Path,
-    references: Path,
+    predictions: Path | str,
+    references: Path | str,
     *,
     labels: Labels | None = None,
     tolerance_mm: float = 1.0,
@@ -40,6 +40,7 @@ def evaluate(
     last in the result; a prediction without reference is logged. Writes nothing. Raises DatasetError if there is no
     reference or no name in common.
     """
+    predictions, references = Path(predictions), Path(references)
     truth, guess = _maps(references), _maps(predictions)
     if references.is_file() and predictions.is_file():
         guess = dict(zip(truth, guess.values(), strict=True))

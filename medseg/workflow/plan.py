@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def plan(
-    dataset: Path,
-    out: Path,
+    dataset: Path | str,
+    out: Path | str,
     *,
     budget: Budget,
     preset: str = "unet",
@@ -31,6 +31,7 @@ def plan(
     recorded in the plan. Plans of an earlier run in `out` that no longer apply are removed. Raises DatasetError or
     BudgetError.
     """
+    out = Path(out)
     fingerprint = measure_dataset(read_dataset(dataset), workers=workers, report=report)
     if budget.hours is None:
         plans = make_plans(fingerprint, budget, preset)

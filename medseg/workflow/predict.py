@@ -48,9 +48,9 @@ class _Job:
 
 
 def predict_folder(
-    bundle: Path,
-    inputs: Sequence[Path],
-    out: Path,
+    bundle: Path | str,
+    inputs: Sequence[Path | str],
+    out: Path | str,
     *,
     options: PredictOptions = _DEFAULT,
     report: Report = silent,
@@ -63,17 +63,18 @@ def predict_folder(
     concerns all of them: a bad bundle, no scans, or an output folder that would mix results with inputs.
     """
     device = resolve_device(options.device)
-    loaded = load_bundle(bundle_folder(bundle), trust=options.trust)
-    cases, refused = find_cases(inputs, loaded.plan.channels)
+    scans, out = [Path(path) for path in inputs], Path(out)
+    loaded = load_bundle(bundle_folder(Path(bundle)), trust=options.trust)
+    cases, refused = find_cases(scans, loaded.plan.channels)
     if not cases and not refused:
         raise DatasetError("no scans given", hint="give files, folders of files or DICOM folders")
-    jobs = _jobs(cases, inputs, out, options)
+    jobs = _jobs(cases, scans, out, options)
     members = members_of(loaded, device, options)
     blank = RunReport(
         "medseg.report/1", medseg.__version__, bundle_sha256(loaded), str(device), (), _settings(loaded, options)
     )
     old = _lines_before(out / REPORT, blank) if options.resume else {}
-    lines = [_refused_line(path, reason, inputs) for path, reason in refused.items()]
+    lines = [_refused_line(path, reason, scans) for path, reason in refused.items()]
     write_record(replace(blank, cases=(*lines, *_later(jobs, old))), out / REPORT)
 
     def predict(case: Case) -> Prediction:

@@ -74,13 +74,14 @@ def mean_dice(scores: Sequence[CaseScores]) -> float:
     return math.nan if value is None else float(value)
 
 
-def write_report(run: Path, dataset: Path, out: Path | None = None, *, pictures: int = 6) -> Path:
+def write_report(run: Path | str, dataset: Path | str, out: Path | None = None, *, pictures: int = 6) -> Path:
     """A page about a training run from its validation predictions and the data set they belong to.
 
     Scores every validated case after the cleaning of the run's bundle and shows `pictures` of them from worst to
     best. Writes `out`, by default `report.html` in the run folder, and returns it. Raises DatasetError if the run has
     no validation prediction of a case of the data set, PlanError if it holds no finished model.
     """
+    run = Path(run)
     plan = read_record(run / "bundle" / "plan.json", Plan)
     data = read_dataset(dataset)
     cases = {case.id: case for case in data.cases if case.label is not None}

@@ -15,8 +15,9 @@ from medseg.io.cache import cache_key, is_complete, write_case
 from medseg.io.datasets import read_dataset
 from medseg.io.pairs import in_order, read_pair
 from medseg.io.records import read_record, record_sha256, to_plain, write_record
-from medseg.planning.splits import make_splits
+from medseg.planning.splits import extend_splits, make_splits
 from medseg.preprocess.chain import prepare_image, prepare_labels
+from medseg.training.curves import tensorboard
 from medseg.training.loop import Hook, fit
 from medseg.training.session import WEIGHTS, is_finished
 from medseg.types.dataset import Case, Dataset, Split
@@ -55,26 +56,29 @@ def prepare(plan: Plan, dataset: Dataset, folder: Path, *, workers: int | None =
 
 
 def train(
-    plan: Plan | Path,
-    dataset: Path,
-    out: Path,
+    plan: Plan | Path | str,
+    dataset: Path | str,
+    out: Path | str,
     *,
     folds: Folds = "cv",
     device: str = "auto",
     hooks: Sequence[Hook] = (),
     report: Report = silent,
     workers: int | None = None,
+    track: bool = False,
 ) -> ModelBundle:
     """Train the folds of a plan on a dataset folder into the run folder `out`; returns the bundle `out`/bundle.
 
     `folds`: "cv" for all of the cross-validation, "all" for one network on all cases, or numbers. Finished folds are
     not trained again; the bundle holds every fold that is finished, also of earlier calls. Cleaning is chosen from
-    out-of-fold predictions only. An interrupted call goes on where it stopped when called again.
+    out-of-fold predictions only. An interrupted call goes on where it stopped when called again. `track` also writes
+    every fold's metrics for TensorBoard, into `out`/fold_<k>/tensorboard.
     Raises PlanError, DatasetError, TrainingError, or Interrupted after SIGTERM or Ctrl-C.
     """
-    plan = load_plan(plan) if isinstance(plan, Path) else plan
+    plan = plan if isinstance(plan, Plan) else load_plan(plan)
     refs = check_plan(plan)
-    data = read_dataset(dataset)
+    out = Path(out)
+    data = read_dataset(Path(dataset))
     _check_match(plan, data)
     where = resolve_device(device)
     precision = resolve_precision(plan.training.precision, where)
@@ -91,7 +95,8 @@ def train(
         run = out / f"fold_{fold}"
         members[fold] = run / WEIGHTS
         if not is_finished(run):
-            fit(here, split.train, split.val, cache, run, device=where, hooks=hooks, report=report, workers=loaders)
+            seen = (*hooks, tensorboard(run / "tensorboard")) if track else hooks
+            fit(here, split.train, split.val, cache, run, device=where, hooks=seen, report=report, workers=loaders)
         validated += validate_fold(plan, data, split.val, run, device=where, report=report)
     cleaned, scores = clean_and_score(plan, data, validated, report=report, workers=workers)
     return save_bundle(out / "bundle", cleaned, members, {**scores, "members": [str(fold) for fold in members]}, refs)
@@ -142,22 +147,26 @@ def _essence(plan: Plan) -> str:
 
 
 def _splits(dataset: Dataset, out: Path, folds: Folds) -> tuple[Split, ...]:
-    """The folds of the run folder, made when first needed and then kept."""
+    """The folds of the run folder, made when first needed and then kept; cases added later join them."""
     path = out / "splits.json"
+    labelled = replace(dataset, cases=tuple(_labelled(dataset)))
     if not path.exists():
         if folds == "all":
             return ()
-        labelled = replace(dataset, cases=tuple(_labelled(dataset)))
         write_record(make_splits(labelled), path)
     splits = read_record(path, tuple[Split, ...])
     known = {case.id for case in _labelled(dataset)}
-    lost = sorted({name for split in splits for name in (*split.train, *split.val)} - known)
+    dealt = {name for split in splits for name in (*split.train, *split.val)}
+    lost = sorted(dealt - known)
     if lost:
         raise DatasetError(
             f"cases {', '.join(lost[:5])} are in the splits but not in the data set",
             where=path,
             hint="restore them, or train into another output folder",
         )
+    if known - dealt:
+        splits = extend_splits(splits, labelled)
+        write_record(splits, path)
     return splits
 
 

@@ -3,7 +3,7 @@ from medseg.cli.app import app
 SURFACE = {
     "check": {"DATASET"},
     "plan": {"DATASET", "--vram", "--out", "-o", "--ram", "--hours", "--device", "--preset"},
-    "train": {"PLAN", "DATASET", "--out", "-o", "--fold", "--device"},
+    "train": {"PLAN", "DATASET", "--out", "-o", "--fold", "--device", "--tensorboard"},
     "predict": {
         *("BUNDLE", "INPUTS", "--out", "-o", "--device", "--folds", "--tta", "--no-tta", "--overlap", "--resume"),
         *("--save-probabilities", "--format", "--clean", "--no-clean", "--trust"),

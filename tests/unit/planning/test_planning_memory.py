@@ -56,9 +56,10 @@ def _job(**changes: Any) -> dict[str, Any]:
         (_job(), 0.02),
         (_job(network=Network("resenc_unet", THICK), patch=(16, 32, 32), outputs=4), 0.02),
         (_job(network=Network("unet", FLAT, options={"norm": "group"}), batch=3), 0.05),
+        (_job(network=Network("unet", THICK), patch=(16, 32, 32), batch=1), 0.03),
         (_job(training=replace(TRAINING, optimizer=Step("adamw"), ema=0.99), outputs=20), 0.02),
     ],
-    ids=["2d-plain", "3d-residual", "group-norm", "adamw-ema-20-classes"],
+    ids=["2d-plain", "3d-residual", "group-norm", "slow-convolutions", "adamw-ema-20-classes"],
 )
 def test_the_estimate_is_what_the_allocator_counts(job: dict[str, Any], tolerance: float) -> None:
     estimate, measured = estimate_step(**job, gpu=False), measure_step(**job, device=CPU)

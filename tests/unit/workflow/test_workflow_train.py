@@ -89,7 +89,7 @@ def test_validation_equals_prediction_without_cleaning(trained, pictures):
     from medseg.io.images import read_image
     from medseg.workflow.model import PredictOptions, members_of, predict_image
 
-    options, cpu = PredictOptions(clean=False), torch.device("cpu")
+    options, cpu = PredictOptions(clean=False, folds=(1,)), torch.device("cpu")
     image = read_image([pictures / "imagesTr" / f"{name}_0000.png"], channels=("MRI",))
     made = predict_image(image, bundle, members_of(bundle, cpu, options), device=cpu, options=options)
     assert np.array_equal(made.labels.array, read_labels(path, SHELL_AND_CORE).array)
@@ -176,3 +176,18 @@ def test_precision_follows_what_the_device_is_fast_in(monkeypatch, caplog):
     assert resolve_precision("bf16", card) == resolve_precision("fp16", card) == "fp16"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert resolve_precision("bf16", card) == "bf16"
+
+
+def test_cases_added_later_join_the_folds_and_the_others_stay(trained, pictures, tmp_path):
+    from dataclasses import replace
+
+    from medseg.io.datasets import read_dataset
+    from medseg.workflow.train import _splits
+
+    data = read_dataset(pictures)
+    fewer = replace(data, cases=data.cases[:-1])
+    before = _splits(fewer, tmp_path, "cv")
+    after = _splits(data, tmp_path, "cv")
+    assert [set(old.val) - set(new.val) for old, new in zip(before, after, strict=True)] == [set()] * len(before)
+    assert sum(data.cases[-1].id in split.val for split in after) == 1
+    assert _splits(data, tmp_path, "cv") == after
