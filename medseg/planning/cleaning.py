@@ -41,37 +41,47 @@ def choose_cleaning(
     """Per class, the step that raises its mean Dice over cases and lowers no class; none where nothing helps.
 
     `pairs` are (prediction, reference), or functions that load one, and are gone through once. A case without the class
-    counts 1 if the prediction has none either and 0 if it has, so that removing false positives counts; ignored voxels
-    count nowhere. A gain below 0.0001 is none; of equal steps the first of `CANDIDATES` wins. Filling comes first: each
+    counts 1 if the prediction has none either and 0 if it has, so that removing false positives counts; but the mean
+    over the cases that have the class must not fall either, or removing everything would win. Ignored voxels count
+    nowhere. A gain below 0.0001 is none; of equal steps the first of `CANDIDATES` wins. Filling comes first: each
     class is then treated exactly as it was measured. Regions overlap, so that steps would change each other's gain:
     only the best one is taken. Raises GeometryError if the grids of a pair differ.
     """
     rows: list[np.ndarray] = []
-    labels: Labels | None = None
+    present: list[np.ndarray] = []
+    reference: LabelMap | None = None
     for done, entry in enumerate(pairs, start=1):
         prediction, reference = entry() if callable(entry) else entry
-        labels = reference.labels
         rows.append(_case(prediction, reference))
+        present.append(_presence(reference))
         report(Progress("cleaning", done, max(total, done)))
-    if labels is None:
+    if reference is None:
         return Decision((), "no validation predictions: nothing is removed")
+    labels, unit = reference.labels, "mm3" if reference.geometry.unit == "mm" else "pixels"
     means = np.mean(rows, axis=0)
-    gains = _chosen(means, labels)
+    held = np.array(present, float)[:, None, None, :]
+    gains = _chosen(means, (rows * held).sum(axis=0) / np.maximum(held.sum(axis=0), 1), labels)
     if labels.are_regions():
         gains = sorted(gains, key=lambda gain: gain.before - gain.after)[:1]
     if not gains:
         listed = ", ".join(f"{n} {v:.4f}" for n, v in zip(labels.names(), np.diagonal(means[0]), strict=True))
         return Decision((), f"{len(rows)} validation cases: no step raises mean Dice ({listed})")
-    said = ", ".join(f"{gain.name} {_says(gain.step)} Dice {gain.before:.4f} -> {gain.after:.4f}" for gain in gains)
+    said = ", ".join(
+        f"{gain.name} {_says(gain.step, unit)} Dice {gain.before:.4f} -> {gain.after:.4f}" for gain in gains
+    )
     return Decision(_merged(gains), f"{len(rows)} validation cases: {said}; no class lower")
 
 
-def _chosen(means: Float64[np.ndarray, "s k k"], labels: Labels) -> list[_Gain]:
-    """Best step per class from mean Dice [step, cleaned class, scored class], step 0 being none."""
+def _chosen(means: Float64[np.ndarray, "s k k"], held: Float64[np.ndarray, "s k k"], labels: Labels) -> list[_Gain]:
+    """Best step per class from mean Dice [step, cleaned class, scored class], step 0 being none.
+
+    `held` are the means over the cases that have the scored class.
+    """
     gains = []
     for index, name in enumerate(labels.names()):
         after = means[1:, index]
         harmless = (after >= means[0, index] - 1e-9).all(axis=1)
+        harmless &= (held[1:, index] >= held[0, index] - 1e-9).all(axis=1)
         score = np.where(harmless, after[:, index], -np.inf)
         before = float(means[0, index, index])
         if score.max() >= before + MIN_GAIN:
@@ -99,6 +109,12 @@ def _case(prediction: LabelMap, reference: LabelMap) -> Float64[np.ndarray, "s k
         np.fill_diagonal(row, _dice(clean(prediction, [step]), reference))
         rows.append(row)
     return np.stack(rows)
+
+
+def _presence(reference: LabelMap) -> np.ndarray:
+    """Whether each class occurs in the reference."""
+    values = np.unique(reference.array)
+    return np.array([np.isin(values, item.values).any() for item in reference.labels.items])
 
 
 def _foreground(prediction: LabelMap, reference: LabelMap) -> Pair:
@@ -150,9 +166,9 @@ def _only(step: Step, names: Sequence[str]) -> Step:
     return Step(step.use, {"names": list(names), **step.options})
 
 
-def _says(step: Step) -> str:
+def _says(step: Step, unit: str) -> str:
     if "min_fraction" in step.options:
         return "without components below a third of the largest"
     if "min_mm3" in step.options:
-        return f"without components below {step.options['min_mm3']:g} mm3"
+        return f"without components below {step.options['min_mm3']:g} {unit}"
     return {"keep_largest": "largest component only", "fill_holes": "holes filled"}[step.use]
