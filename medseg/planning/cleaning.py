@@ -58,9 +58,10 @@ def choose_cleaning(
     if reference is None:
         return Decision((), "no validation predictions: nothing is removed")
     labels, unit = reference.labels, "mm3" if reference.geometry.unit == "mm" else "pixels"
-    means = np.mean(rows, axis=0)
+    dice = np.stack(rows)
+    means = dice.mean(axis=0)
     held = np.array(present, float)[:, None, None, :]
-    gains = _chosen(means, (rows * held).sum(axis=0) / np.maximum(held.sum(axis=0), 1), labels)
+    gains = _chosen(means, (dice * held).sum(axis=0) / np.maximum(held.sum(axis=0), 1), labels)
     if labels.are_regions():
         gains = sorted(gains, key=lambda gain: gain.before - gain.after)[:1]
     if not gains:

@@ -1,7 +1,7 @@
 """Put the decisions together."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -87,14 +87,9 @@ def _fit_all(
 
     found: Found = {}
     failed: dict[str, Shortage] = {}
-    spacing = decisions.target_spacing(fingerprint).value
-    flat = _fit(fingerprint, budget, family, ndim=2, spacing_mm=(None, *spacing[1:]))
-    jobs: list[tuple[Config, Fit]] = [("2d", flat)]
-    if fingerprint.ndim == 3:
-        jobs.append(("3d_fullres", _fit(fingerprint, budget, family, ndim=3, spacing_mm=spacing)))
-    for config, fit in jobs:
+    for config, fits in _candidates(fingerprint, budget, family).items():
         try:
-            found[config] = (fit, fitted(fit))
+            found[config] = _first_wide(fits, fitted)
         except Shortage as error:
             failed[config] = error
     if "3d_fullres" in found:
@@ -123,6 +118,38 @@ def _fit(
         vram_gib=budget.vram_gib,
         regions=fingerprint.labels.are_regions(),
     )
+
+
+def _candidates(fingerprint: Fingerprint, budget: Budget, family: Preset) -> dict[Config, list[Fit]]:
+    """What to fit per configuration: the first that affords a network of useful width is taken."""
+    spacing = decisions.target_spacing(fingerprint).value
+    flat = _fit(fingerprint, budget, family, ndim=2, spacing_mm=(None, *spacing[1:]))
+    if fingerprint.ndim == 3:
+        return {"2d": [flat], "3d_fullres": [_fit(fingerprint, budget, family, ndim=3, spacing_mm=spacing)]}
+    return {"2d": [flat] if budget.hours is None else _coarser_pictures(fingerprint, flat)}
+
+
+def _coarser_pictures(fingerprint: Fingerprint, flat: Fit) -> list[Fit]:
+    """2D data at full resolution and at the coarser ones a short time may call for."""
+    crop = decisions.cropping(fingerprint).value
+    z, y, x = flat.spacing_mm
+    fits = [flat]
+    for factor in presets.COARSER_2D:
+        spacing = (z, y * factor, x * factor)
+        fits.append(replace(flat, spacing_mm=spacing, median=decisions.median_shape(fingerprint, spacing, crop)))
+    return fits
+
+
+def _first_wide(fits: Sequence[Fit], fitted: Callable[[Fit], Fitted]) -> tuple[Fit, Fitted]:
+    """The first that affords a network of useful width, else the last."""
+    for fit in fits[:-1]:
+        try:
+            found = fitted(fit)
+        except Shortage:
+            continue
+        if found.network.topology.channels[0] >= presets.USEFUL_CHANNELS:
+            return fit, found
+    return fits[-1], fitted(fits[-1])
 
 
 def _lowres(
@@ -199,6 +226,10 @@ def _network_spacing(fingerprint: Fingerprint, config: Config, fit: Fit) -> Deci
     if config == "3d_lowres":
         seen = f"the full-resolution patch sees less than {presets.CONTEXT:.0%} of the median scan"
         return Decision(fit.spacing_mm, f"{seen}; coarsened from {full.value} mm until the patch sees that much")
+    factor = fit.spacing_mm[1] / decisions.native_spacing(fingerprint)[1]
+    if fingerprint.ndim == 2 and any(math.isclose(factor, one) for one in presets.COARSER_2D):
+        hurry = f"{factor:g} times coarser than stored, or no {presets.USEFUL_CHANNELS} first channels fit the hours"
+        return Decision((None, *fit.spacing_mm[1:]), hurry)
     if config == "2d" and fingerprint.ndim == 3:
         return Decision((None, full.value[1], full.value[2]), f"{full.reason}; slices stay as they are")
     return full

@@ -105,6 +105,17 @@ def test_no_hours_is_the_published_schedule_and_hours_are_kept():
     assert short.training.optimizer.use == "adamw" and short.training.ema is not None
 
 
+def test_short_time_makes_pictures_coarser_before_it_makes_networks_narrow():
+    steps = {
+        hours: plans(ULTRASOUND, Budget(8.0, hours=hours), seconds_of=voxel_seconds)["2d"] for hours in (0.02, 50.0)
+    }
+    assert steps[50.0].preprocess.spacing_mm == (None, None, None)
+    quick = steps[0.02]
+    assert quick.preprocess.spacing_mm[1] == quick.preprocess.spacing_mm[2] > 1
+    assert "coarser than stored" in quick.reasons["preprocess.spacing_mm"]
+    assert quick.sampling.patch[2] < steps[50.0].sampling.patch[2]
+
+
 def test_presets_differ_in_the_encoder_only():
     plain, residual = plans(HIPPOCAMPUS)["3d_fullres"], plans(HIPPOCAMPUS, preset="resenc")["3d_fullres"]
     assert (plain.network.use, plain.network.topology.blocks) == ("unet", (2, 2, 2, 2))
