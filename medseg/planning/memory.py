@@ -2,8 +2,6 @@
 
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -104,7 +102,7 @@ def time_step(
         start = time.perf_counter()
         run_step(parts, data, training, whole=whole)
         if whole:
-            torch.accelerator.synchronize(device)
+            torch.get_device_module(device).synchronize(device)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[2:])
 
@@ -173,17 +171,11 @@ def _profiled_peak(profiler: Any) -> int:
 
 
 def _measure_gpu(job: Job, device: torch.device) -> StepMemory:
-    with _emptied(device):
-        before = torch.accelerator.memory_reserved(device)
-        _run(job, device, whole=True, steps=2)
-        live = torch.accelerator.max_memory_allocated(device)
-        reserved = torch.accelerator.max_memory_reserved(device)
+    account = torch.get_device_module(device)
+    account.empty_cache()
+    account.reset_peak_memory_stats(device)
+    before = account.memory_reserved(device)
+    _run(job, device, whole=True, steps=2)
+    live, reserved = account.max_memory_allocated(device), account.max_memory_reserved(device)
+    account.empty_cache()
     return StepMemory(live, reserved - before, 0, 0)
-
-
-@contextmanager
-def _emptied(device: torch.device) -> Iterator[None]:
-    torch.accelerator.empty_cache()
-    torch.accelerator.reset_peak_memory_stats(device)
-    yield
-    torch.accelerator.empty_cache()
