@@ -17,7 +17,7 @@ from medseg.training.batches import batches, validation_batches
 from medseg.training.curves import draw_curves
 from medseg.training.lock import locked
 from medseg.training.optim import set_rate
-from medseg.training.position import Position, advance, close_epoch, epoch_is_full, pace, progress, shorten
+from medseg.training.position import Position, advance, close_epoch, epoch_is_full, keep_time, pace, progress
 from medseg.training.session import (
     CHECKPOINT,
     METRICS,
@@ -244,7 +244,7 @@ def _draw(session: Session, position: Position, clock: _Clock) -> _Clock:
 
 
 def _look_at_clock(session: Session, position: Position, clock: _Clock, full: bool) -> tuple[Position, _Clock]:
-    """Add the seconds since the last look, and end earlier if the plan's hours demand it."""
+    """Add the seconds since the last look, and move the end to where the plan's hours end."""
     now = time.monotonic()
     position = replace(position, trained_s=position.trained_s + now - clock.now)
     clock = replace(clock, now=now)
@@ -255,10 +255,11 @@ def _look_at_clock(session: Session, position: Position, clock: _Clock, full: bo
     step_s, hours = pace(clock.marks), session.plan.origin.budget.hours
     if hours is None or step_s is None:
         return position, clock
-    shorter = shorten(position, limit_s=hours * 3600, step_s=step_s)
-    if shorter.total < position.total:
-        _LOG.info("%d instead of %d steps fit in %g h", shorter.total, position.total, hours)
-    return shorter, clock
+    planned = session.plan.training.epochs * session.plan.training.steps_per_epoch
+    kept = keep_time(position, planned=planned, limit_s=hours * 3600, step_s=step_s)
+    if kept.total != position.total:
+        _LOG.info("%d instead of %d steps fit in %g h", kept.total, position.total, hours)
+    return kept, clock
 
 
 def _said(session: Session, position: Position, clock: _Clock, row: Mapping[str, float]) -> Progress:

@@ -2,8 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from statistics import median
 
 TOLERANCE = 0.02  # of the time left; smaller overruns wait for a better estimate
+STALL = 5.0
+SLACK = 0.1  # of the steps left; a smaller gain is not worth a change
 
 
 @dataclass(frozen=True)
@@ -51,25 +55,37 @@ def epoch_is_full(position: Position, steps_per_epoch: int) -> bool:
     return position.count >= steps_per_epoch or (position.count > 0 and position.step >= position.total)
 
 
-def shorten(position: Position, *, limit_s: float, step_s: float) -> Position:
-    """End earlier if the steps left would take longer than the time left; never later.
+def keep_time(position: Position, *, planned: int, limit_s: float, step_s: float) -> Position:
+    """End where the time left ends, at the latest after the `planned` steps.
 
-    The schedule's progress goes on from where it is and reaches 1 at the new end, so the learning rate never jumps.
+    A machine that was slow for a while gets its steps back when it is quick again. The schedule's progress goes on from
+    where it is and reaches 1 at the new end, so the learning rate never jumps.
 
-    >>> end = shorten(Position(total=100, step=50, trained_s=60.0), limit_s=100.0, step_s=1.0)
+    >>> end = keep_time(Position(total=100, step=50, trained_s=60.0), planned=100, limit_s=100.0, step_s=1.0)
     >>> end.total, progress(end)
     (90, 0.5)
+    >>> keep_time(end, planned=100, limit_s=100.0, step_s=0.1).total
+    100
     """
-    left_s = limit_s - position.trained_s
-    needed_s = (position.total - position.step) * step_s
-    if needed_s <= 0 or needed_s <= left_s * (1 + TOLERANCE):
+    if position.step >= position.total:
         return position
-    total = position.step + max(0, int(left_s / step_s))
+    left_s = limit_s - position.trained_s
+    total = min(planned, position.step + max(0, int(left_s / step_s)))
+    late = total < position.total and (position.total - position.step) * step_s > left_s * (1 + TOLERANCE)
+    early = total - position.step > (position.total - position.step) * (1 + SLACK)
+    if not late and not early:
+        return position
     return replace(position, total=total, bend_step=position.step, bend_progress=progress(position))
 
 
 def pace(marks: Sequence[tuple[int, float]]) -> float | None:
-    """Seconds per step, everything between included, over marks of (step, seconds); None for fewer than 2."""
-    if len(marks) < 2 or marks[-1][0] == marks[0][0]:
+    """Seconds per step, everything between included, over marks of (step, seconds); None for fewer than 2.
+
+    A stall of the machine says nothing about the steps to come: stretches over `STALL` times the median are left out.
+    """
+    stretches = [(n - m, t - s) for (m, s), (n, t) in pairwise(marks) if n > m]
+    if not stretches:
         return None
-    return (marks[-1][1] - marks[0][1]) / (marks[-1][0] - marks[0][0])
+    limit = STALL * median(seconds / steps for steps, seconds in stretches)
+    usual = [(steps, seconds) for steps, seconds in stretches if seconds <= limit * steps]
+    return sum(seconds for _, seconds in usual) / sum(steps for steps, _ in usual)

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -6,7 +7,7 @@ from torch import nn
 
 from medseg.errors import PlanError
 from medseg.training.optim import build_optimizer, cosine_restarts, poly, set_rate
-from medseg.training.position import Position, advance, close_epoch, epoch_is_full, pace, progress, shorten
+from medseg.training.position import Position, advance, close_epoch, epoch_is_full, keep_time, pace, progress
 from medseg.types.plan import Step
 
 
@@ -61,14 +62,14 @@ def test_progress_runs_from_zero_to_one():
     assert seen == [0.0, 0.25, 0.5, 0.75] and progress(position) == 1.0
 
 
-def test_shortening_is_smooth_monotone_and_ends_in_time():
+def test_keeping_time_is_smooth_monotone_and_ends_in_time():
     position, limit, step_s = Position(total=1000), 100.0, 0.5
     seen = [progress(position)]
     while position.step < position.total:
         position = advance(position, {})
         position = Position(**{**vars(position), "trained_s": position.trained_s + step_s})
         if position.step % 20 == 0:
-            position = shorten(position, limit_s=limit, step_s=step_s)
+            position = keep_time(position, planned=1000, limit_s=limit, step_s=step_s)
         seen.append(progress(position))
     assert position.trained_s <= limit and position.trained_s > 0.95 * limit
     jumps = torch.tensor(seen).diff()
@@ -76,12 +77,27 @@ def test_shortening_is_smooth_monotone_and_ends_in_time():
     assert seen[-1] == 1.0
 
 
-def test_time_to_spare_never_lengthens_training():
+def test_time_to_spare_never_goes_beyond_the_plan():
     position = Position(total=100, step=50)
-    assert shorten(position, limit_s=1e6, step_s=0.1) is position
-    assert shorten(position, limit_s=50.5, step_s=1.0) is not None
+    assert keep_time(position, planned=100, limit_s=1e6, step_s=0.1) is position
     spent = Position(total=100, step=50, trained_s=200.0)
-    assert shorten(spent, limit_s=100.0, step_s=1.0).total == 50
+    assert keep_time(spent, planned=100, limit_s=100.0, step_s=1.0).total == 50
+
+
+def test_steps_lost_to_a_slow_while_come_back():
+    """Steps of 10 s for a while, of 0.1 s after: the run ends with most of its steps and its schedule complete."""
+    position, seen = Position(total=900), [0.0]
+    marks = [(0, 0.0)]
+    while position.step < position.total:
+        position = advance(position, {})
+        took = 10.0 if 20 < position.step <= 23 else 0.1
+        position = Position(**{**vars(position), "trained_s": position.trained_s + took})
+        if position.step % 5 == 0:
+            marks.append((position.step, position.trained_s))
+            position = keep_time(position, planned=900, limit_s=100.0, step_s=pace(marks[-13:]))
+        seen.append(progress(position))
+    assert 600 < position.step and position.trained_s <= 100.0
+    assert seen[-1] == 1.0 and all(a <= b for a, b in itertools.pairwise(seen))
 
 
 def test_an_epoch_is_full_after_its_steps_or_at_the_end():
@@ -95,5 +111,6 @@ def test_an_epoch_is_full_after_its_steps_or_at_the_end():
 
 def test_pace_needs_two_marks():
     assert pace([]) is None and pace([(3, 1.0)]) is None and pace([(3, 1.0), (3, 2.0)]) is None
-    assert pace([(0, 1.0), (5, 2.0), (10, 6.0)]) == pytest.approx(0.5)
+    assert pace([(0, 1.0), (5, 2.0), (10, 6.0), (15, 7.0)]) == pytest.approx(0.4)
+    assert pace([(0, 1.0), (5, 2.0), (10, 60.0), (15, 61.0)]) == pytest.approx(0.2), "one stall"
     assert math.isclose(pace([(0, 0.0), (4, 1.0)]), 0.25)
