@@ -1,5 +1,7 @@
 import json
 import logging
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,7 +97,8 @@ def test_validation_equals_prediction_without_cleaning(trained, pictures):
     assert np.array_equal(made.labels.array, read_labels(path, SHELL_AND_CORE).array)
 
 
-def test_other_folds_extend_the_bundle_and_nothing_is_done_twice(trained, pictures, monkeypatch):
+def test_other_folds_extend_the_bundle_and_nothing_is_done_twice(trained, pictures, tmp_path):
+    trained = Path(shutil.copytree(trained, tmp_path / "run"))
     weights = trained / "fold_1" / "weights.safetensors"
     prediction = next((trained / "fold_1" / "validation").glob("*.nii.gz"))
     before = weights.stat().st_mtime_ns, prediction.stat().st_mtime_ns
