@@ -148,11 +148,13 @@ def train(
         Also write every epoch's metrics for TensorBoard (extra "track").
     """
     from medseg.cli.progress import shown_progress
+    from medseg.cli.tables import score_lines
     from medseg.workflow import train as job
 
     folds = _folds(fold)
     with shown_progress() as report:
         bundle = job.train(plan, dataset, out, folds=folds, device=device, report=report, track=tensorboard)
+    _print(score_lines(bundle.scores))
     _print(f"model: {bundle.root}")
     return _OK
 

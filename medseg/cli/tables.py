@@ -1,6 +1,22 @@
 """Records as plain text for stdout."""
 
+from collections.abc import Mapping
+
 from medseg.types.result import RunReport
+
+
+def score_lines(scores: Mapping[str, object]) -> str:
+    """What cross-validation found so far: mean Dice over cases the scored network had not seen, and the cleaning."""
+    dice = scores.get("dice")
+    if not isinstance(dice, Mapping):
+        return "no validation: every case was trained on"
+    each = ", ".join(f"{name} {_number(value)}" for name, value in dice.items())
+    head = f"validation: mean Dice {_number(scores.get('mean_dice'))} on {scores.get('cases')} cases ({each})"
+    return f"{head}\ncleaning: {scores.get('cleaning')}"
+
+
+def _number(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "undefined"
 
 
 def report_lines(report: RunReport) -> str:

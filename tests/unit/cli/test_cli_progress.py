@@ -1,7 +1,7 @@
 import logging
 
 from medseg.cli.progress import shown_progress
-from medseg.cli.tables import report_lines
+from medseg.cli.tables import report_lines, score_lines
 from medseg.types.progress import Progress
 from medseg.types.result import CaseReport, RunReport
 
@@ -38,3 +38,12 @@ def test_report_lines_say_what_failed_and_count():
         "skipped: c: tooth 2.00 ml",
         "1 ok, 1 skipped, 1 failed",
     ]
+
+
+def test_score_lines_give_the_dice_the_cases_and_the_cleaning():
+    scores = {"mean_dice": 0.875, "dice": {"a": 0.9, "b": 0.85, "c": None}, "cases": 8, "cleaning": "nothing helps"}
+    assert score_lines(scores).splitlines() == [
+        "validation: mean Dice 0.875 on 8 cases (a 0.900, b 0.850, c undefined)",
+        "cleaning: nothing helps",
+    ]
+    assert "every case was trained on" in score_lines({"cases": 0})
