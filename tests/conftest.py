@@ -1,6 +1,21 @@
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
+
+
+def pytest_addoption(parser):
+    parser.addoption("--data", type=Path, help="folder of real data sets for -m acceptance")
+
+
+@pytest.fixture(scope="session")
+def real_data(request):
+    """The folder given with --data."""
+    folder = request.config.getoption("--data")
+    if folder is None:
+        pytest.skip("give the folder of real data sets with --data")
+    return folder
 
 
 def pytest_configure(config):
