@@ -47,6 +47,7 @@ _MARK_EVERY = 20  # steps between two looks at the time left
 _MARKS = 13
 _WARM_STEPS = 3  # the first steps of a process are slow and say nothing about the rest
 _VALIDATION_BATCHES = 16
+_TIME_SHARE = 0.985  # of the plan's hours; the rest is for the last validation, which no pace foretells
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,7 +257,7 @@ def _look_at_clock(session: Session, position: Position, clock: _Clock, full: bo
     if hours is None or step_s is None:
         return position, clock
     planned = session.plan.training.epochs * session.plan.training.steps_per_epoch
-    kept = keep_time(position, planned=planned, limit_s=hours * 3600, step_s=step_s)
+    kept = keep_time(position, planned=planned, limit_s=hours * 3600 * _TIME_SHARE, step_s=step_s)
     if kept.total != position.total:
         _LOG.info("%d instead of %d steps fit in %g h", kept.total, position.total, hours)
     return kept, clock
