@@ -205,11 +205,6 @@ def _medians(cases: Sequence[IntensityStats]) -> str:
     return f"{min(medians):.4g} to {max(medians):.4g}"
 
 
-def dataset_voxels(median: Vec3, cases: int) -> float:
-    """Voxels of all cases on the network grid, as median scan times cases."""
-    return math.prod(median) * cases
-
-
 def batch_dice(labels: Labels, *, config: str, has_lowres: bool) -> Decision[bool]:
     """Whether Dice is computed over the batch (a patch may hold few classes) or per sample (Isensee 2021)."""
     if config == "2d":
