@@ -1,0 +1,113 @@
+"""Commands from scans to label maps and their scores: predict, evaluate."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from medseg.cli.terms import FAILED, OK, Device, Out, Words, show
+
+
+def predict(
+    bundle: Path,
+    inputs: tuple[Path, ...],
+    /,
+    *,
+    out: Out,
+    device: Device = "auto",
+    folds: Annotated[tuple[str, ...], Words] = (),
+    tta: bool = True,
+    overlap: float | None = None,
+    save_probabilities: Annotated[bool, Parameter(negative="")] = False,
+    format: Literal["nii.gz", "nrrd", "mha", "png"] | None = None,
+    resume: Annotated[bool, Parameter(negative="")] = False,
+    clean: bool = True,
+    trust: Annotated[tuple[str, ...], Words] = (),
+) -> int:
+    """Segment scans: files, folders of files or DICOM folders; exit 1 if a case failed, the others are done.
+
+    Example: medseg predict RUN/bundle SCANS -o OUT --resume
+
+    Parameters
+    ----------
+    bundle
+        Model bundle, or the run folder that holds it.
+    inputs
+        Scans.
+    out
+        Folder for label maps and report.json.
+    folds
+        Members of the ensemble, fold numbers or "all" for the network trained on every case; by default every member.
+    tta
+        Average over mirrored scans, along the axes the plan allows.
+    overlap
+        Overlap of windows, 0 to below 1; by default the plan's.
+    save_probabilities
+        Also write the probabilities per class.
+    format
+        File type of label maps; by default that of the input.
+    resume
+        Skip cases whose output is there and whole.
+    clean
+        Apply the cleaning steps of the plan.
+    trust
+        Modules outside medseg that the bundle may import.
+    """
+    from medseg.cli.progress import shown_progress
+    from medseg.cli.tables import report_lines
+    from medseg.workflow.predict import PredictOptions, predict_folder
+
+    options = PredictOptions(
+        device=device,
+        folds=tuple(int(f) if f.isdecimal() else f for f in folds) or None,
+        tta=tta,
+        overlap=overlap,
+        save_probabilities=save_probabilities,
+        format=format,
+        resume=resume,
+        clean=clean,
+        trust=trust,
+    )
+    with shown_progress() as report:
+        result = predict_folder(bundle, inputs, out, options=options, report=report)
+    show(report_lines(result))
+    return FAILED if any(case.status == "failed" for case in result.cases) else OK
+
+
+def evaluate(
+    predictions: Path,
+    references: Path,
+    /,
+    *,
+    labels: Path | None = None,
+    tolerance: float = 1.0,
+    out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None,
+) -> int:
+    """Score label maps against references of the same name: overlap, surface distances, volumes, lesions.
+
+    Example: medseg evaluate OUT DATA/labelsTs --labels DATA/dataset.json -o scores
+
+    Parameters
+    ----------
+    predictions
+        Folder of predicted label maps, or one file.
+    references
+        Folder of reference label maps named alike, or one file.
+    labels
+        dataset.json, plan or bundle that names the classes; by default the dataset.json beside the references,
+        or else each value is a class.
+    tolerance
+        Tolerance of the normalised surface distance (NSD), mm.
+    out
+        Folder for scores.json and scores.csv.
+    """
+    from medseg.cli.progress import shown_progress
+    from medseg.workflow import evaluate as job
+
+    with shown_progress() as report:
+        names = job.read_label_names(labels) if labels else None
+        scores = job.evaluate(predictions, references, labels=names, tolerance_mm=tolerance, report=report)
+    if out is not None:
+        job.write_scores(scores, out)
+    show(job.format_table(scores))
+    return FAILED if any(case.status == "failed" for case in scores) else OK

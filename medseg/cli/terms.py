@@ -1,0 +1,24 @@
+"""What all commands share: exit codes, options and the way they print."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+Out = Annotated[Path, Parameter(name=("--out", "-o"))]
+Device = Annotated[str, Parameter(help='"auto", "cpu", "cuda" or "cuda:1".')]
+Words = Parameter(consume_multiple=True, negative="")
+
+
+def show(text: str) -> None:
+    """A result, on stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def complain(text: str, code: int) -> int:
+    """An error or warning, on stderr; returns `code`."""
+    sys.stderr.write(text + "\n")
+    return code
