@@ -12,19 +12,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 
 from medseg.types.progress import Progress as Step
-from medseg.types.progress import Report
+from medseg.types.progress import Report, silent
 
 _LOG = logging.getLogger("medseg")
 _EVERY_S = 20.0
 
 
 @contextmanager
-def shown_progress() -> Iterator[Report]:
-    """A report callback that draws one bar per stage, or logs where stderr is no terminal."""
+def shown_progress(*, lines: bool = True) -> Iterator[Report]:
+    """A report callback that draws one bar per stage; where stderr is no terminal, it logs if `lines`."""
     console = Console(stderr=True)
     with _logging_to(console):
         if not console.is_terminal:
-            yield _log_lines()
+            yield _log_lines() if lines else silent
             return
         columns = (
             TextColumn("{task.description}"),

@@ -9,6 +9,7 @@ SURFACE = {
         *("--save-probabilities", "--format", "--clean", "--no-clean", "--trust"),
     },
     "evaluate": {"PREDICTIONS", "REFERENCES", "--labels", "--tolerance", "--out", "-o"},
+    "convert": {"SOURCE", "--out", "-o", "--series", "--channels"},
     "report": {"RUN", "DATASET", "--out", "-o"},
 }
 
