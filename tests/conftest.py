@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
 
 
 def pytest_addoption(parser):
@@ -21,5 +22,6 @@ def real_data(request):
 def pytest_configure(config):
     """One torch thread per test process, so that workers side by side do not fight for cores; must precede torch."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    install_import_hook("medseg", "shape_checks.check")
     settings.register_profile("medseg", deadline=None)
     settings.load_profile("medseg")

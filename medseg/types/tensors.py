@@ -18,11 +18,12 @@ class Patch:
 class Batch:
     """Stacked patches on the training device.
 
-    `target` is one channel of class indices (0 = background), or one 0/1 channel per region; -1 is ignored.
+    `target` is one channel of class indices (0 = background), or one 0/1 channel per region; -1 is ignored. It has
+    the size of the image, or of a coarser decoder scale.
     """
 
     image: Float[Tensor, "b c *s"]
-    target: Int[Tensor, "b r *s"]
+    target: Int[Tensor, "b r ..."]
 
 
 @dataclass(frozen=True)

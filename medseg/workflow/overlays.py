@@ -103,8 +103,8 @@ def _turn(array: Shaped[np.ndarray, "z y x"], geometry: Geometry, order: Sequenc
 
 def _window(voxels: Shaped[np.ndarray, "z y x"]) -> Float32[np.ndarray, "z y x"]:
     values = voxels.astype(np.float32)
-    low, high = np.percentile(values, (1, 99))
-    scaled: Float32[np.ndarray, "z y x"] = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
+    low, high = (np.float32(limit) for limit in np.percentile(values, (1, 99)))
+    scaled: Float32[np.ndarray, "z y x"] = np.clip((values - low) / max(high - low, np.float32(1e-6)), 0, 1)
     return scaled
 
 

@@ -26,7 +26,10 @@ def test_the_device_with_the_sooner_patch_is_chosen(cases, monkeypatch, card_s, 
 
 def test_a_patch_takes_time(cases):
     samples = [cases[0].read(probe_box()) for _ in range(2)]
-    patches = [probe.Patch(torch.from_numpy(image), torch.from_numpy(labels)[None]) for image, labels in samples]
+    patches = [
+        probe.Patch(torch.from_numpy(image), torch.from_numpy(labels.astype("int16"))[None])
+        for image, labels in samples
+    ]
     assert 0 < probe._seconds(tiny_plan(), patches, torch.device("cpu")) < 5
 
 
