@@ -6,17 +6,21 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Shaped
 
-from medseg.types.geometry import Geometry
+from medseg.types.geometry import Box, Geometry
 from medseg.types.labels import Labels
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where an image came from, enough to write a DICOM SEG that refers to it."""
+    """Where an image came from, enough to write a DICOM SEG that refers to it.
+
+    `regions`: boxes of tissue on the grid of the file, where it states them (DICOM ultrasound).
+    """
 
     files: tuple[Path, ...]
     format: str
     series_uid: str | None = None
+    regions: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

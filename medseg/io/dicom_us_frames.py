@@ -1,0 +1,146 @@
+"""Decode one frame of a DICOM ultrasound file, grey or RGB, without reading the others."""
+
+import tempfile
+import warnings as python_warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from jaxtyping import Shaped
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.pixels import apply_color_lut, pixel_array
+from pydicom.uid import (
+    UID,
+    ExplicitVRLittleEndian,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+
+from medseg.errors import DicomError, ImageError
+from medseg.io.itk import read_pixels
+
+PIXEL_TAGS = """Rows Columns SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames BitsAllocated
+    BitsStored HighBit PixelRepresentation RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor
+    BluePaletteColorLookupTableDescriptor AlphaPaletteColorLookupTableDescriptor RedPaletteColorLookupTableData
+    GreenPaletteColorLookupTableData BluePaletteColorLookupTableData AlphaPaletteColorLookupTableData
+    SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData
+    SegmentedBluePaletteColorLookupTableData""".split()
+_COLOURS = {"RGB": 3, "YBR_FULL": 3, "YBR_FULL_422": 3, "YBR_RCT": 3, "YBR_ICT": 3, "PALETTE COLOR": 1}
+_GREY = {"MONOCHROME1": 1, "MONOCHROME2": 1}
+_GDCM = (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless)
+_LARGEST = 64_000_000  # pixels of a frame; no scanner makes a tenth of it
+_AGAIN = "export the file again"
+
+
+def frame_size(header: Any, path: Path) -> tuple[int, int, int, int]:
+    """Frames, rows, columns and channels of the decoded image; raises DicomError where they cannot be right."""
+    try:
+        frames, rows, columns = (int(header.get(name) or 0) for name in ("NumberOfFrames", "Rows", "Columns"))
+        samples, bits = int(header.get("SamplesPerPixel") or 0), int(header.get("BitsAllocated") or 0)
+        frames = frames or 1
+    except (TypeError, ValueError) as error:
+        raise DicomError("size of the image is no number", where=path, hint=_AGAIN) from error
+    colours = str(header.get("PhotometricInterpretation", ""))
+    if (_COLOURS | _GREY).get(colours) != samples or bits not in (8, 16) or (samples == 3 and bits != 8):
+        raise DicomError(
+            f"has {samples} samples of {bits} bit, {colours or 'no colour space'}", where=path, hint=_AGAIN
+        )
+    if min(frames, rows, columns) < 1 or rows * columns > _LARGEST:
+        raise DicomError(f"has {frames} frames of {rows} x {columns}", where=path, hint=_AGAIN)
+    if frames * _least_bytes(header, rows * columns * samples * bits // 8, colours) > path.stat().st_size:
+        raise DicomError(f"is too short for {frames} frames of {rows} x {columns}", where=path, hint="copy it again")
+    return frames, rows, columns, 3 if colours in _COLOURS else 1
+
+
+def read_frame(path: Path, header: Any, number: int) -> Shaped[np.ndarray, "c y x"]:
+    """Frame `number`, from 0: RGB as uint8 (3, y, x), grey as stored (1, y, x), white high.
+
+    Raises DicomError where it cannot be decoded or has another size than the header says.
+    """
+    syntax = header.file_meta.get("TransferSyntaxUID", UID(""))
+    with python_warnings.catch_warnings():
+        python_warnings.simplefilter("ignore")
+        try:
+            if syntax in _GDCM:
+                pixels = _by_gdcm(path, header, number)
+            else:
+                with path.open("rb") as file:
+                    pixels = pixel_array(file, index=number)
+            planes = _planes(pixels, header)
+        except OSError as error:
+            if error.errno:
+                raise
+            raise DicomError(f"frame {number + 1} cannot be decoded", where=path, hint=_AGAIN) from error
+        except Exception as error:  # decoders raise many kinds on damaged files
+            reason = " ".join(str(error).split())[:200]
+            what = f"frame {number + 1} cannot be decoded ({syntax.name}: {reason})"
+            raise DicomError(what, where=path, hint=_AGAIN) from error
+    if planes.shape[1:] != (header.Rows, header.Columns):
+        raise DicomError(f"frame {number + 1} decodes to {planes.shape[1:]}", where=path, hint=_AGAIN)
+    return planes
+
+
+def _planes(pixels: np.ndarray, header: Any) -> Shaped[np.ndarray, "c y x"]:
+    colours = str(header.PhotometricInterpretation)
+    if colours == "PALETTE COLOR":
+        pixels = apply_color_lut(pixels, header)[..., :3]
+        if pixels.dtype == np.uint16 and _lut_top(header) > 255:
+            pixels = pixels >> 8
+    if colours in _COLOURS:
+        return np.moveaxis(pixels, -1, 0).astype(np.uint8)
+    stored, high = int(header.BitsStored), int(header.get("HighBit") or header.BitsStored - 1)
+    if not header.get("PixelRepresentation"):
+        pixels = (pixels >> (high + 1 - stored)) & (2**stored - 1)  # other bits may hold overlays
+        if colours == "MONOCHROME1":
+            pixels = 2**stored - 1 - pixels
+    elif colours == "MONOCHROME1":
+        pixels = -1 - pixels
+    return pixels[np.newaxis]
+
+
+def _lut_top(header: Any) -> int:
+    """Largest entry of the palette; some writers store 8-bit colours in its 16-bit entries unscaled."""
+    names = [f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")]
+    tables = [np.frombuffer(header[name].value, "<u2") for name in names if name in header]
+    return max((int(table.max()) for table in tables if table.size), default=65535)
+
+
+def _by_gdcm(path: Path, header: Any, number: int) -> np.ndarray:
+    """One frame as a file of its own through GDCM, for codes that pydicom and Pillow lack."""
+    with path.open("rb") as file:
+        whole = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Rows"])
+        syntax = whole.file_meta.TransferSyntaxUID
+        file.read(12)  # tag, OB and undefined length of PixelData
+        code = get_frame(file, number, number_of_frames=int(header.get("NumberOfFrames") or 1))
+    single = pydicom.Dataset()
+    single.file_meta = FileMetaDataset()
+    single.file_meta.TransferSyntaxUID = syntax
+    single.SOPClassUID, single.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "2.25.1"
+    for name in PIXEL_TAGS[:10]:
+        if name in header and name != "NumberOfFrames":
+            setattr(single, name, header[name].value)
+    if header.SamplesPerPixel == 1:
+        single.PhotometricInterpretation = "MONOCHROME2"  # palette and inversion are applied by the caller
+    single.PixelData = encapsulate([code])
+    with tempfile.TemporaryDirectory(prefix="medseg-") as folder:
+        name = Path(folder) / "frame.dcm"
+        single.save_as(name, enforce_file_format=True)
+        try:
+            _, pixels = read_pixels(name, io="GDCMImageIO")
+        except ImageError as error:
+            raise ValueError("damaged code stream") from error
+    return pixels[0]
+
+
+def _least_bytes(header: Any, raw: int, colours: str) -> int:
+    """Bytes that a frame takes at least in the file."""
+    syntax = header.file_meta.get("TransferSyntaxUID", ExplicitVRLittleEndian)
+    if syntax.is_encapsulated:
+        return 64 if syntax == RLELossless else 8
+    return raw * 2 // 3 if colours == "YBR_FULL_422" else raw
