@@ -11,13 +11,15 @@ from medseg.types.labels import Labels
 class Case:
     """One subject visit: one file or DICOM folder per channel, or one file that holds all channels.
 
-    `group` names what must never be split between folds, usually the patient.
+    `group` names what must never be split between folds, usually the patient. `files` lists per channel the DICOM
+    files to read, where the scan is one of several in its folder; empty where the path says it all.
     """
 
     id: str
     images: tuple[Path, ...]
     label: Path | None = None
     group: str | None = None
+    files: tuple[tuple[Path, ...], ...] = ()
 
 
 @dataclass(frozen=True)
