@@ -1,0 +1,92 @@
+"""Which DICOM objects are images, and what the others are called."""
+
+from typing import Literal
+
+Kind = Literal["volume", "projection", "ultrasound"]
+
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+# Storage classes without an image of the patient, by the UID after _STORAGE; the longest match counts.
+_NOT_IMAGES = {
+    "9.": "a waveform",
+    "11.": "a presentation state (PR)",
+    "66": "raw data",
+    "66.1": "a spatial registration (REG)",
+    "66.2": "fiducials (FID)",
+    "66.3": "a deformable registration (REG)",
+    "66.4": "a segmentation (SEG)",
+    "66.5": "a surface segmentation (SEG)",
+    "66.6": "tractography results",
+    "66.7": "a label map segmentation (SEG)",
+    "67": "a real world value mapping (RWV)",
+    "88.": "a structured report (SR)",
+    "88.59": "a key object selection (KO)",
+    "104.": "an encapsulated document (DOC)",
+    "481.2": "a radiotherapy dose (RTDOSE)",
+    "481.3": "a structure set (RTSTRUCT)",
+    "481.4": "a radiotherapy record (RTRECORD)",
+    "481.5": "a radiotherapy plan (RTPLAN)",
+    "481.6": "a radiotherapy record (RTRECORD)",
+    "481.7": "a radiotherapy record (RTRECORD)",
+    "481.8": "a radiotherapy ion plan (RTPLAN)",
+    "481.9": "a radiotherapy record (RTRECORD)",
+    "481.10": "a radiotherapy object",
+}
+_NOT_IMAGE_MODALITIES = {
+    "SEG": "a segmentation (SEG)",
+    "RTSTRUCT": "a structure set (RTSTRUCT)",
+    "RTPLAN": "a radiotherapy plan (RTPLAN)",
+    "RTDOSE": "a radiotherapy dose (RTDOSE)",
+    "RTRECORD": "a radiotherapy record (RTRECORD)",
+    "SR": "a structured report (SR)",
+    "KO": "a key object selection (KO)",
+    "PR": "a presentation state (PR)",
+    "REG": "a spatial registration (REG)",
+    "FID": "fiducials (FID)",
+    "RWV": "a real world value mapping (RWV)",
+    "DOC": "an encapsulated document (DOC)",
+    "PLAN": "a plan",
+    "SMR": "a stereometric relationship",
+    "ECG": "a waveform",
+    "HD": "a waveform",
+    "EPS": "a waveform",
+    "RESP": "a waveform",
+    "AU": "a waveform",
+}
+_DICOMDIR = "1.2.840.10008.1.3.10"
+_PROJECTIONS = frozenset({"CR", "DX", "PX", "IO", "MG", "RG", "XA", "RF", "RTIMAGE"})
+_PANORAMAS = ("PANORAM", "PANOREX", "CEPH")
+_SCOUTS = ("LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM", "SCANOGRAM")
+
+
+def not_an_image(sop_class: str, modality: str) -> str | None:
+    """Why an object holds no image of a patient, or None."""
+    if sop_class == _DICOMDIR:
+        return "is a DICOMDIR, an index of files"
+    name = None
+    if sop_class.startswith(_STORAGE):
+        own = sop_class[len(_STORAGE) :]
+        fitting = [key for key in _NOT_IMAGES if own == key or (own + ".").startswith(key.rstrip(".") + ".")]
+        name = _NOT_IMAGES[max(fitting, key=len)] if fitting else None
+    name = name or _NOT_IMAGE_MODALITIES.get(modality)
+    return f"is {name}, no image" if name else None
+
+
+def scout(image_type: tuple[str, ...]) -> str | None:
+    """Why an image is set aside as a localizer, or None."""
+    if any(word in part for part in image_type for word in _SCOUTS):
+        return "is a localizer (scout), no part of a volume"
+    return None
+
+
+def image_kind(modality: str, image_type: tuple[str, ...], *, placed: bool) -> Kind:
+    """What an image shows; `placed` says whether it has a position in the patient.
+
+    >>> image_kind("PX", ("DERIVED", "SECONDARY"), placed=False)
+    'projection'
+    """
+    if modality in {"US", "IVUS"}:
+        return "ultrasound"
+    panorama = any(word in part for part in image_type for word in _PANORAMAS)
+    if modality in _PROJECTIONS or (panorama and not placed):
+        return "projection"
+    return "volume"
