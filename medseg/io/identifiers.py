@@ -1,0 +1,59 @@
+"""Names of files and folders without what may identify a patient: people name folders after patients."""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+_WORDS = "ct cta cbct mr mri us pt pet nm im img image images i s se ser serie series sl slice slices st study frame "
+_WORDS += "file dcm dicom dicomdir ima raw in out input output data scan scans vol volume phase echo"
+_NEUTRAL = re.compile(rf"(?:{'|'.join(_WORDS.split())})\d{{0,8}}|\d{{0,5}}", re.IGNORECASE)
+_UID = re.compile(r"(?:[A-Za-z]{2}\.)?[012](?:\.\d+){4,}(?:\.dcm)?")
+
+
+def is_neutral(name: str) -> bool:
+    """Whether a name is made of common words, short numbers or a UID, so that it can name nobody.
+
+    >>> [is_neutral(name) for name in ("IM0007.dcm", "CT 1", "1.2.840.113619.2.55.3", "DOE_JOHN", "19500131")]
+    [True, True, True, False, False]
+    """
+    if _UID.fullmatch(name):
+        return True
+    parts = re.split(r"[\W_]+", name)
+    return all(_NEUTRAL.fullmatch(part) for part in parts) and sum(part.isdecimal() for part in parts) < 3  # no dates
+
+
+def masked(path: Path, root: Path) -> Path:
+    """The path with "*" for every part below `root` that could name a patient; the suffix of a file stays.
+
+    >>> masked(Path("/in/DOE^JOHN/CT 1/IM7.dcm"), Path("/in")).as_posix()
+    '/in/*/CT 1/IM7.dcm'
+    """
+    if not path.is_relative_to(root):
+        return Path(_masked_name(path.name))
+    return root.joinpath(*(_masked_name(part) for part in path.relative_to(root).parts))
+
+
+def masked_text(text: str, paths: Iterable[Path], root: Path) -> str:
+    """A message about `paths` below `root`, with "*" for the parts of them that could name a patient."""
+    names = {part for path in paths if path.is_relative_to(root) for part in path.relative_to(root).parts}
+    for name in sorted((name for name in names if not is_neutral(name)), key=len, reverse=True):
+        text = text.replace(name, _masked_name(name))
+    return text
+
+
+def series_id(modality: str, unique: str) -> str:
+    """A short name for a series that is the same wherever its files lie and says nothing of the patient.
+
+    >>> series_id("CT", "1.2.840.1")
+    'CT-f9a13599155b'
+    """
+    kind = modality if re.fullmatch(r"[A-Z]{2,4}", modality) else "DICOM"
+    return f"{kind}-{hashlib.sha256(unique.encode()).hexdigest()[:12]}"
+
+
+def _masked_name(name: str) -> str:
+    if is_neutral(name):
+        return name
+    suffix = Path(name).suffix
+    return "*" + (suffix if re.fullmatch(r"\.[a-z]{1,5}", suffix.lower()) else "")
