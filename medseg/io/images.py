@@ -16,9 +16,10 @@ from medseg.types.image import Image, LabelMap, Probabilities
 from medseg.types.labels import Labels
 
 _NIFTI = (".nii.gz", ".nii")
+_PAIR = (".hdr.gz", ".hdr")
 _ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
 _RASTER = (".png", ".tif", ".tiff", ".bmp")
-SUFFIXES = (*_NIFTI, *_ITK, *_RASTER)
+SUFFIXES = (*_NIFTI, *_PAIR, *_ITK, *_RASTER)
 _DICOM = (".dcm", ".dicom", ".ima")
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # Rec. ITU-R BT.601
 
@@ -60,7 +61,8 @@ def read_image(paths: Sequence[Path], *, channels: tuple[str, ...] = ()) -> Imag
     units, integer where the file is, else float32. Channels must share one grid: corner voxels up to 0.001 mm apart
     are equal, up to max(0.01 mm, 1 % of the smallest voxel side) they are taken as the first channel's with a
     warning. A colour file where one channel is asked becomes grey: exactly if its channels are equal, else by
-    luminance with a warning. `channels` names the channels and fixes their number.
+    luminance with a warning. `channels` names the channels and fixes their number; without it, a fourth axis that is
+    time is refused.
 
     Raises ImageError for files that cannot be read, hold NaN or infinite voxels, or another number of channels;
     GeometryError for grids that are invalid or differ; DicomError for series that are no regular volume.
@@ -72,7 +74,7 @@ def read_image(paths: Sequence[Path], *, channels: tuple[str, ...] = ()) -> Imag
             f"{len(paths)} files for channels {', '.join(channels)}", where=paths[0], hint="give one file per channel"
         )
     expected = 1 if len(paths) > 1 else len(channels)
-    parts = [_with_channels(_read_path(path), expected, path) for path in paths]
+    parts = [_with_channels(_read_path(path, channels_named=expected > 1), expected, path) for path in paths]
     warnings = list(parts[0].warnings)
     for path, part in zip(paths[1:], parts[1:], strict=True):
         notes = (*part.warnings, *check_same_grid(parts[0].geometry, part.geometry, where=path))
@@ -171,12 +173,14 @@ def _suffix(path: Path) -> str:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
-def _read_path(path: Path, *, stored_values: bool = False) -> Image:
+def _read_path(path: Path, *, stored_values: bool = False, channels_named: bool = False) -> Image:
     try:
-        image = _decode(path, stored_values)
+        image = _decode(path, stored_values, channels_named)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ImageError(f"cannot be opened ({reason})", where=path, hint="check the path") from error
+    except MemoryError as error:
+        raise ImageError("needs more memory than there is", where=path, hint="crop or split the file") from error
     except MedsegError as error:
         if error.where:
             raise
@@ -188,18 +192,19 @@ def _read_path(path: Path, *, stored_values: bool = False) -> Image:
     return image
 
 
-def _decode(path: Path, stored_values: bool) -> Image:
+def _decode(path: Path, stored_values: bool, channels_named: bool) -> Image:
     suffix = _suffix(path)
     if path.is_dir():
         return _read_dicom(path)
-    if suffix in _NIFTI:
-        return read_nifti(path)
+    if not path.is_file():
+        what = "is no regular file" if path.exists() else "does not exist"
+        raise ImageError(what, where=path, hint="check the path")
+    if suffix in (*_NIFTI, *_PAIR):
+        return read_nifti(path, channels_named=channels_named)
     if suffix in _ITK:
-        return read_itk(path)
+        return read_itk(path, channels_named=channels_named)
     if suffix in _RASTER:
         return read_raster(path, stored_values=stored_values)
-    if not path.exists():
-        raise ImageError("does not exist", where=path, hint="check the path")
     if is_dicom(path):
         return _read_dicom(path)
     raise ImageError("is no known image format", where=path, hint=f"use DICOM or one of {', '.join(SUFFIXES)}")

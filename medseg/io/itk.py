@@ -22,16 +22,20 @@ _AGAIN = "copy or export the file again"
 _ZLIB, _GZIP = 15, 31  # window bits of zlib.decompressobj
 
 
-def read_itk(path: Path) -> Image:
+def read_itk(path: Path, *, channels_named: bool = False) -> Image:
     """Read a MetaImage or NRRD file: array (c, z, y, x), geometry in LPS mm.
 
-    Vector voxels or a fourth axis become channels; float64 becomes float32. Where the header states no spacing, the
-    unit is "px". Raises ImageError for truncated or damaged data (checksums are verified; ITK itself reads on) and
-    for complex voxels; GeometryError for units of length other than mm.
+    Vector voxels become channels, and so does a fourth axis if `channels_named`; float64 becomes float32. Where the
+    header states no spacing, the unit is "px". Raises ImageError for truncated or damaged data (checksums are
+    verified; ITK itself reads on), complex voxels and a fourth axis that nobody named; GeometryError for units of
+    length other than mm.
     """
     header = _check_file(path)
     meta = path.suffix.lower() in _META
     image, array = _load(path, "MetaImageIO" if meta else "NrrdImageIO")
+    if image.GetDimension() == 4 and not channels_named:
+        what = f"is a 4D series of {len(array)} volumes"
+        raise ImageError(what, where=path, hint="give one volume per file, or name its channels")
     stated = {"elementspacing", "elementsize"} if meta else {"space directions", "spacings"}
     warnings = []
     if not stated & set(header):

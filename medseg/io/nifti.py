@@ -1,7 +1,8 @@
-"""NIfTI-1 and NIfTI-2 (.nii, .nii.gz); the only place where their RAS frame meets LPS."""
+"""NIfTI-1 and NIfTI-2 (.nii, .nii.gz, .hdr with .img); nothing is unpacked that the header does not promise."""
 
 import gzip
-import zlib
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,86 +11,107 @@ import numpy as np
 from jaxtyping import Shaped
 from nibabel.spatialimages import HeaderDataError
 
-from medseg.errors import GeometryError, ImageError
+from medseg.errors import ImageError
+from medseg.io.byte_stream import ByteStream
 from medseg.io.files import whole_file
-from medseg.types.geometry import Geometry, Size3
+from medseg.io.nifti_geometry import PIXELS, header_geometry, ras_affine
+from medseg.types.geometry import Geometry
 from medseg.types.image import Image, Source
 
-_TO_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # spatial part of xyzt_units; unknown means mm
-_PIXELS = b"medseg: no physical spacing"
+_TIME = {8: "seconds", 16: "milliseconds", 24: "microseconds", 32: "hertz", 40: "ppm", 48: "radians per second"}
 _AGAIN = "copy or export the file again"
+_SURPLUS = 64 << 20  # bytes after the voxels that are read on to reach the checksum
+_LONGEST_NIFTI1 = 32767  # voxels along an axis
 
 
-def read_nifti(path: Path) -> Image:
-    """Read a whole NIfTI file: array (c, z, y, x), geometry in LPS mm.
+def read_nifti(path: Path, *, channels_named: bool = False) -> Image:
+    """Read a whole NIfTI file: array (c, z, y, x), geometry in LPS mm (see `header_geometry`).
 
-    The sform is used where its code is set, else the qform, else pixdim alone with a warning; where sform and qform
-    are both set and differ by more than a tenth of a voxel, a warning says so. A fourth (or fifth, after a single
-    time point) axis becomes channels. Integers stay as stored unless a slope or intercept applies; all else is
-    float32. Spatial units other than mm are converted.
+    A fourth (or fifth, after a single time point) axis becomes channels; one whose unit is a time is refused unless
+    `channels_named` says that the caller knows its points as channels. Integers stay as stored unless a slope or
+    intercept applies; all else is float32. The voxels of a `.hdr` come from the `.img` or `.img.gz` beside it.
 
-    Raises ImageError for damaged or truncated files (the checksum of compressed data is verified) and for colour or
-    complex voxels; GeometryError for affines that are sheared, singular or not finite.
+    Raises ImageError for damaged or truncated files (the checksum of compressed data is verified), for files that
+    unpack to far more than the header promises, and for colour or complex voxels; GeometryError for affines that are
+    sheared, singular or not finite.
     """
-    data = _whole(path)
-    header = _header(data, path)
-    array = _voxels(data, header, path)
-    _, z, y, x = array.shape
-    geometry, warnings = _geometry(header, (z, y, x), path)
+    with ByteStream(path) as stream:
+        header, single, start = _header(stream)
+        shape, notes = _shape(header, path, channels_named)
+        geometry, doubts = header_geometry(header, (shape[1], shape[2], shape[3]), path)
+        files = (path,) if single else (path, _image_file(path))
+        if single:
+            stored, more = _voxels(stream, header, start, shape)
+    if not single:
+        with ByteStream(files[-1]) as stream:
+            stored, more = _voxels(stream, header, 0, shape)
+    array, scaling = _scaled(stored, header, path)
     names = tuple(str(i) for i in range(len(array)))
-    return Image(array, geometry, names, Source((path,), "nifti"), warnings)
+    return Image(array, geometry, names, Source(files, "nifti"), (*notes, *doubts, *more, *scaling))
 
 
 def write_nifti(array: Shaped[np.ndarray, "*k z y x"], geometry: Geometry, path: Path) -> None:
-    """Write (z, y, x), or (k, z, y, x) as 4D, with equal sform and qform, both coded 1; gzip if `path` ends in .gz."""
-    affine = _ras(geometry)
+    """Write (z, y, x), or (k, z, y, x) as 4D, with equal sform and qform, both coded 1; gzip if `path` ends in .gz.
+
+    Raises ImageError for axes longer than NIfTI-1 can state.
+    """
+    if max(array.shape) > _LONGEST_NIFTI1:
+        raise ImageError(
+            f"{max(array.shape)} voxels along an axis do not fit NIfTI-1", where=path, hint="write .nrrd or .mha"
+        )
+    affine = ras_affine(geometry)
     image = nib.Nifti1Image(array.T, affine, dtype=array.dtype)
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm" if geometry.unit == "mm" else "unknown")
     if geometry.unit == "px":
-        image.header["descrip"] = _PIXELS
+        image.header["descrip"] = PIXELS
     with whole_file(path) as temporary, temporary.open("wb") as file:
         if path.name.lower().endswith(".gz"):
             level = 6 if array.dtype.kind in "ui" else 1
-            with gzip.GzipFile("", "wb", level, file, mtime=0) as stream:
-                image.to_stream(stream)
+            with gzip.GzipFile("", "wb", level, file, mtime=0) as packed:
+                image.to_stream(packed)
         else:
             image.to_stream(file)
 
 
-def _whole(path: Path) -> bytes:
-    raw = path.read_bytes()
-    if raw[:2] != b"\x1f\x8b":
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except (EOFError, OSError, zlib.error) as error:
-        raise ImageError(f"compressed data is damaged or cut off ({error})", where=path, hint=_AGAIN) from error
+def _header(stream: ByteStream) -> tuple[Any, bool, int]:
+    """The header, whether the voxels are in the same file, and the bytes read so far."""
+    path = stream.path
+    data = stream.take(348)
+    if data[344:348] in (b"n+1\0", b"ni1\0"):
+        header, single, size = nib.Nifti1Header(data, check=False), data[345:346] == b"+", 348
+    elif data[4:8] in (b"n+2\0", b"ni2\0"):
+        data += stream.take(540 - 348)
+        if len(data) < 540:
+            raise ImageError("its header is cut off", where=path, hint=_AGAIN)
+        header, single, size = nib.Nifti2Header(data, check=False), data[5:6] == b"+", 540
+    elif len(data) == 348 and {data[:4], data[3::-1]} & {(348).to_bytes(4, "little")}:
+        raise ImageError(
+            "is Analyze 7.5, which does not say where left and right are", where=path, hint="convert it to NIfTI"
+        )
+    else:
+        raise ImageError("is not a NIfTI file", where=path, hint=_AGAIN)
+    if int(header["sizeof_hdr"]) != size:
+        raise ImageError("its header is damaged (sizeof_hdr)", where=path, hint=_AGAIN)
+    if not single and not path.name.lower().endswith((".hdr", ".hdr.gz")):
+        raise ImageError("is only the header of a .hdr and .img pair", where=path, hint="give the .hdr file")
+    return header, single, size
 
 
-def _header(data: bytes, path: Path) -> Any:
-    if data[344:348] == b"n+1\0" and len(data) >= 348:
-        return nib.Nifti1Header(data[:348], check=False)
-    if data[4:8] == b"n+2\0" and len(data) >= 540:
-        return nib.Nifti2Header(data[:540], check=False)
-    raise ImageError("is not a single-file NIfTI", where=path, hint=_AGAIN)
+def _image_file(path: Path) -> Path:
+    """The file beside a `.hdr` that holds its voxels."""
+    stem = path.name[: path.name.lower().rindex(".hdr")]
+    names = {f"{stem}{suffix}".lower() for suffix in (".img", ".img.gz")}
+    found = sorted(file for file in path.parent.iterdir() if file.name.lower() in names)
+    if len(found) != 1:
+        what = f"several files hold its voxels: {', '.join(file.name for file in found)}" if found else "has no .img"
+        raise ImageError(what, where=path, hint="keep the .hdr and one .img beside each other")
+    return found[0]
 
 
-def _voxels(data: bytes, header: Any, path: Path) -> Shaped[np.ndarray, "c z y x"]:
-    shape = _shape(header, path)
-    dtype = _dtype(header, path)
-    offset = int(header["vox_offset"]) or header.single_vox_offset
-    count = int(np.prod(shape, dtype=object))
-    if len(data) < offset + count * dtype.itemsize:
-        held = max(0, len(data) - offset) // dtype.itemsize
-        raise ImageError(f"is cut off: holds {held} of {count} voxels", where=path, hint=_AGAIN)
-    stored = np.frombuffer(data, dtype, count, offset).reshape(shape[::-1])
-    return _scaled(stored, header, path)
-
-
-def _shape(header: Any, path: Path) -> tuple[int, int, int, int]:
-    """Voxels along x, y, z and channels."""
+def _shape(header: Any, path: Path, channels_named: bool) -> tuple[tuple[int, int, int, int], tuple[str, ...]]:
+    """Voxels (c, z, y, x), and a note where it is a guess that the fourth axis holds channels."""
     sizes = [int(n) for n in header["dim"]]
     axes = sizes[0]
     if not 2 <= axes <= 7 or min(sizes[1 : axes + 1]) < 1:
@@ -98,10 +120,51 @@ def _shape(header: Any, path: Path) -> tuple[int, int, int, int]:
     more = [n for n in rest if n > 1]
     if len(more) > 1:
         raise ImageError(f"has {axes} axes {sizes[1 : axes + 1]}", where=path, hint="split it into one file per time")
-    return x, y, z, more[0] if more else 1
+    if not more or channels_named or rest[0] == 1:
+        return (more[0] if more else 1, z, y, x), ()
+    unit = _TIME.get(int(header["xyzt_units"]) & 0x38)
+    if unit:
+        raise ImageError(
+            f"is a 4D series of {more[0]} volumes over time (its fourth axis is in {unit})",
+            where=path,
+            hint="give one volume per file, or name its channels",
+        )
+    return (more[0], z, y, x), (f"its fourth axis is taken as {more[0]} channels",)
 
 
-def _dtype(header: Any, path: Path) -> np.dtype[Any]:
+def _voxels(
+    stream: ByteStream, header: Any, at: int, shape: Sequence[int]
+) -> tuple[Shaped[np.ndarray, "c z y x"], tuple[str, ...]]:
+    """The stored voxels, read from a stream that is `at` bytes from its start, and a note about what lies behind."""
+    path = stream.path
+    dtype, notes = _dtype(header, path)
+    stated = float(header["vox_offset"])
+    if not math.isfinite(stated) or stated != int(stated) or (stated != 0 and stated < at):
+        raise ImageError(f"vox_offset is {stated:g}", where=path, hint=_AGAIN)
+    start = int(stated) or (header.single_vox_offset if at else 0)
+    promised = math.prod(shape) * dtype.itemsize
+    if start + promised > stream.most:
+        held = max(0, stream.size - start)
+        raise ImageError(
+            f"is cut off: its header promises {promised} bytes of voxels and the file can hold {held}",
+            where=path,
+            hint=_AGAIN,
+        )
+    stream.skip(start - at)
+    raw = np.empty(promised, np.uint8)
+    held = stream.fill(raw)
+    if held < promised:
+        raise ImageError(
+            f"is cut off: holds {held // dtype.itemsize} of {math.prod(shape)} voxels", where=path, hint=_AGAIN
+        )
+    surplus = stream.skip(_SURPLUS + 1)
+    if surplus > _SURPLUS:
+        raise ImageError("holds far more bytes than its header promises voxels", where=path, hint=_AGAIN)
+    behind = (f"{surplus} bytes behind the voxels are left out",) if surplus else ()
+    return raw.view(dtype).reshape(shape), (*notes, *behind)
+
+
+def _dtype(header: Any, path: Path) -> tuple[np.dtype[Any], tuple[str, ...]]:
     try:
         dtype: np.dtype[Any] = header.get_data_dtype()
     except (KeyError, HeaderDataError) as error:
@@ -109,102 +172,28 @@ def _dtype(header: Any, path: Path) -> np.dtype[Any]:
     if dtype.kind not in "iuf":
         kind = "complex" if dtype.kind == "c" else "colour or binary"
         raise ImageError(f"has {kind} voxels", where=path, hint="save one number per voxel, one file per channel")
-    return dtype
+    bits = int(header["bitpix"])
+    if bits == 8 * dtype.itemsize:
+        return dtype, ()
+    return dtype, (f"bitpix is {bits} where the voxel type has {8 * dtype.itemsize} bits; the type is used",)
 
 
-def _scaled(stored: Shaped[np.ndarray, "c z y x"], header: Any, path: Path) -> Shaped[np.ndarray, "c z y x"]:
-    try:
-        slope, inter = header.get_slope_inter()
-    except HeaderDataError as error:
-        raise ImageError(f"intensity scaling is not finite ({error})", where=path, hint=_AGAIN) from error
-    plain = slope is None or (slope == 1 and inter == 0)
+def _scaled(
+    stored: Shaped[np.ndarray, "c z y x"], header: Any, path: Path
+) -> tuple[Shaped[np.ndarray, "c z y x"], tuple[str, ...]]:
+    """Scanner units: slope times stored plus intercept; a slope of 0 or NaN means that there is none."""
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    none = slope == 0 or math.isnan(slope)
+    if math.isinf(slope) or (not none and not math.isfinite(inter)):
+        raise ImageError(f"intensity scaling is not finite ({slope:g}, {inter:g})", where=path, hint=_AGAIN)
+    ignored = none and math.isfinite(inter) and inter != 0
+    notes = (f"intercept {inter:g} is not applied because no slope is stated",) if ignored else ()
+    plain = none or (slope == 1 and inter == 0)
     if plain and stored.dtype.kind in "iu":
-        return stored.astype(stored.dtype.newbyteorder("="))
-    with np.errstate(over="ignore"):
-        array = stored.astype(np.float32)
+        return stored.astype(stored.dtype.newbyteorder("="), copy=False), notes
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = stored.astype(np.float32, copy=False)
         if not plain:
             array *= np.float32(slope)
             array += np.float32(inter)
-    return array
-
-
-def _geometry(header: Any, shape: Size3, path: Path) -> tuple[Geometry, tuple[str, ...]]:
-    unit = _TO_MM.get(int(header["xyzt_units"]) & 7)
-    if unit is None:
-        raise GeometryError("has an unknown unit of length", where=path, hint="set xyzt_units to mm")
-    matrices = [
-        matrix for matrix in (_coded(header, "sform", path), _coded(header, "qform", path)) if matrix is not None
-    ]
-    if not matrices:
-        hint = "orientation is not stored; x is taken as towards the left, y as posterior, z as superior"
-        return _grid(_from_pixdim(header, shape, path), unit, shape, header, path), (hint,)
-    geometry = _grid(matrices[0], unit, shape, header, path)
-    if len(matrices) == 2:
-        return geometry, _disagreement(geometry, matrices[1], unit, header, path)
-    return geometry, ()
-
-
-def _coded(header: Any, form: str, path: Path) -> Any:
-    """The sform or qform in RAS, or None where its code is 0."""
-    try:
-        matrix, _ = getattr(header, f"get_{form}")(coded=True)
-    except (HeaderDataError, ValueError) as error:
-        if int(header["sform_code"]) > 0 and form == "qform":
-            return None
-        raise GeometryError(f"{form} is invalid ({error})", where=path, hint="correct the header") from error
-    return matrix
-
-
-def _from_pixdim(header: Any, shape: Size3, path: Path) -> Any:
-    zooms = np.abs(np.asarray(header["pixdim"][1:4], dtype=float))
-    if shape[0] == 1 and not zooms[2] > 0:
-        zooms[2] = 1.0
-    if not (np.isfinite(zooms).all() and zooms.min() > 0):
-        raise GeometryError(
-            f"has neither orientation nor a spacing (pixdim {zooms.tolist()})",
-            where=path,
-            hint="set the sform, or pixdim, in the header",
-        )
-    return np.diag([-zooms[0], -zooms[1], zooms[2], 1.0])
-
-
-def _grid(ras: Any, unit: float, shape: Size3, header: Any, path: Path) -> Geometry:
-    matrix = np.asarray(ras, dtype=float)[:3] * unit
-    matrix[:2] *= -1
-    columns, origin = matrix[:, :3], matrix[:, 3]
-    if shape[0] == 1 and not columns[:, 2].any():
-        normal = np.cross(columns[:, 0], columns[:, 1])
-        columns[:, 2] = normal / max(float(np.linalg.norm(normal)), 1e-12)
-    lengths = np.linalg.norm(columns, axis=0)
-    if not np.isfinite(matrix).all() or lengths.min() < 1e-9:
-        raise GeometryError("affine is singular or not finite", where=path, hint="correct sform or qform in the header")
-    unit_columns = columns / lengths
-    if not np.allclose(unit_columns.T @ unit_columns, np.eye(3), atol=1e-3):
-        raise GeometryError(
-            "affine is sheared: its axes are not at right angles", where=path, hint="resample it on a regular grid"
-        )
-    rows = [tuple(float(v) for v in row) for row in unit_columns]
-    dx, dy, dz = (float(v) for v in lengths)
-    return Geometry(
-        shape,
-        (dz, dy, dx),
-        (float(origin[0]), float(origin[1]), float(origin[2])),
-        (rows[0], rows[1], rows[2]),  # type: ignore[arg-type]
-        unit="px" if bytes(header["descrip"].item()).startswith(_PIXELS) else "mm",
-    )
-
-
-def _disagreement(sform: Geometry, qform: Any, unit: float, header: Any, path: Path) -> tuple[str, ...]:
-    try:
-        apart = sform.corner_distance_mm(_grid(qform, unit, sform.shape, header, path))
-    except GeometryError:
-        return ("qform is not a valid grid; the sform is used",)
-    if apart <= 0.1 * min(sform.spacing_mm):
-        return ()
-    return (f"sform and qform differ by up to {apart:.3g} mm; the sform is used",)
-
-
-def _ras(geometry: Geometry) -> Any:
-    matrix = np.array(geometry.affine())[:, [2, 1, 0, 3]]
-    matrix[:2] *= -1
-    return matrix
+    return array, notes

@@ -54,7 +54,9 @@ def test_a_fourth_axis_is_channels_and_a_flat_image_has_one_slice(tmp_path, name
     planes = noise((2, *SHAPE))
     volumes = [sitk.GetImageFromArray(plane) for plane in planes]
     sitk.WriteImage(sitk.JoinSeries(volumes), str(tmp_path / name))
-    assert np.array_equal(read_itk(tmp_path / name).array, planes)
+    assert np.array_equal(read_itk(tmp_path / name, channels_named=True).array, planes)
+    with pytest.raises(ImageError, match="4D series of 2 volumes"):
+        read_itk(tmp_path / name)
     sitk.WriteImage(itk_image(noise((6, 7))), str(tmp_path / name))
     image = read_itk(tmp_path / name)
     assert image.array.shape == (1, 1, 6, 7)
