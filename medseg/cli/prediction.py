@@ -19,7 +19,10 @@ def predict(
     tta: bool = True,
     overlap: float | None = None,
     save_probabilities: Annotated[bool, Parameter(negative="")] = False,
-    format: Literal["nii.gz", "nrrd", "mha", "png"] | None = None,
+    format: Annotated[
+        tuple[Literal["nii.gz", "nrrd", "mha", "png", "seg.nrrd", "dicom-seg", "rtstruct"], ...], Words
+    ] = (),
+    seg_kind: Literal["binary", "labelmap"] = "binary",
     resume: Annotated[bool, Parameter(negative="")] = False,
     clean: bool = True,
     trust: Annotated[tuple[str, ...], Words] = (),
@@ -45,7 +48,9 @@ def predict(
     save_probabilities
         Also write the probabilities per class.
     format
-        File type of label maps; by default that of the input.
+        File types of label maps, one or several; by default that of the input.
+    seg_kind
+        How a DICOM SEG stores segments: binary, which every viewer reads, or labelmap, smaller and newer.
     resume
         Skip cases whose output is there and whole.
     clean
@@ -64,6 +69,7 @@ def predict(
         overlap=overlap,
         save_probabilities=save_probabilities,
         format=format,
+        seg_kind=seg_kind,
         resume=resume,
         clean=clean,
         trust=trust,

@@ -119,7 +119,7 @@ def chosen(labels: Labels, names: Sequence[str]) -> tuple[Label, ...]:
 
 def voxel_values(label: Label) -> tuple[int, ...]:
     """The values that belong to a label in a label map that medseg wrote: one, or all of a region's."""
-    return (label.written,) if len(label.values) == 1 else tuple(sorted({*label.values, label.written}))
+    return label.stored
 
 
 def _drop(labels: LabelMap, names: Sequence[str], unwanted: Callable[[Components, np.ndarray], np.ndarray]) -> LabelMap:

@@ -31,6 +31,11 @@ class Label:
         """The value this class has in predicted label maps."""
         return self.values[0] if self.write is None else self.write
 
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """Every value of a predicted label map that belongs to this class: its own, or all of a region's."""
+        return (self.written,) if len(self.values) == 1 else tuple(sorted({*self.values, self.written}))
+
 
 @dataclass(frozen=True)
 class Labels:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from medseg.types.image import LabelMap, Probabilities
+from medseg.types.image import LabelMap, Probabilities, Source
 from medseg.types.plan import Plan
 
 
@@ -31,13 +31,23 @@ class ModelBundle:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Result for one case, on the grid of the input scan."""
+    """Result for one case, on the grid of the input scan; `source` is where that scan came from."""
 
     case_id: str
     labels: LabelMap
     volumes_ml: Mapping[str, float]
     probabilities: Probabilities | None = None
     warnings: tuple[str, ...] = ()
+    source: Source | None = None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made a prediction: name of the plan, identity of the bundle, and the options that change results."""
+
+    model: str
+    bundle_sha256: str
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

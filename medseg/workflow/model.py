@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from medseg.inference.ensemble import load_members, predict_scores
 from medseg.inference.sliding_window import Forward
 from medseg.io.bundles import MANIFEST, load_bundle
 from medseg.io.images import read_image
+from medseg.io.outputs import Format, SegKind
 from medseg.io.scans import find_cases
 from medseg.postprocess.chain import clean
 from medseg.postprocess.components import voxel_values
@@ -32,9 +32,10 @@ class PredictOptions:
     """How to predict; the defaults follow the plan.
 
     `folds`: members to use, None for all. `tta`: False leaves out the mirrored averaging that the plan asks for.
-    `overlap`: of windows, instead of the plan's. `format`: file type of label maps, by default that of the input
-    (NIfTI for DICOM and TIFF). `resume`: keep the results of an earlier run with the same bundle and options.
-    `clean`: apply the plan's cleaning steps. `trust`: modules of foreign code that the bundle may import.
+    `overlap`: of windows, instead of the plan's. `format`: file types of label maps, by default that of the input
+    (NIfTI for DICOM and TIFF). `seg_kind`: how a DICOM SEG stores its segments. `resume`: keep the results of an
+    earlier run with the same bundle and options. `clean`: apply the plan's cleaning steps. `trust`: modules of foreign
+    code that the bundle may import.
     """
 
     device: str = "auto"
@@ -42,7 +43,8 @@ class PredictOptions:
     tta: bool | None = None
     overlap: float | None = None
     save_probabilities: bool = False
-    format: Literal["nii.gz", "nrrd", "mha", "png"] | None = None
+    format: tuple[Format, ...] = ()
+    seg_kind: SegKind = "binary"
     resume: bool = False
     clean: bool = True
     trust: tuple[str, ...] = ()
@@ -137,7 +139,7 @@ def predict_image(
         labels = native_labels(scores, prepared.geometry, image.geometry, plan.labels)
     cleaned = clean(labels, plan.postprocess if options.clean else ())
     warnings = tuple(dict.fromkeys((*prepared.warnings, *cleaned.warnings)))
-    return Prediction(case_id, cleaned, volumes_ml(cleaned), probabilities, warnings)
+    return Prediction(case_id, cleaned, volumes_ml(cleaned), probabilities, warnings, image.source)
 
 
 def members_of(bundle: ModelBundle, device: torch.device, options: PredictOptions) -> tuple[Forward, ...]:

@@ -1,6 +1,7 @@
 """medseg predict: many scans through a model; each leaves a record, none stops the others."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +11,14 @@ import torch
 import medseg
 from medseg.errors import DatasetError, MedsegError
 from medseg.io.bundles import bundle_sha256, load_bundle
-from medseg.io.images import is_dicom, is_image, read_image, read_labels, write_labels, write_scores
+from medseg.io.images import is_dicom, is_image, read_image, write_scores
+from medseg.io.outputs import check_formats, check_whole, format_like, output_name, write_results
 from medseg.io.records import read_record, write_record
 from medseg.io.scans import find_cases
 from medseg.types.dataset import Case
 from medseg.types.labels import Labels
 from medseg.types.progress import Progress, Report, silent
-from medseg.types.result import CaseReport, ModelBundle, Prediction, RunReport
+from medseg.types.result import CaseReport, ModelBundle, Prediction, Provenance, RunReport
 from medseg.workflow.devices import resolve_device
 from medseg.workflow.model import (
     Model,
@@ -31,7 +33,6 @@ from medseg.workflow.model import (
 __all__ = ["Model", "PredictOptions", "load_model", "predict_folder", "predict_image"]
 REPORT = "report.json"
 _DEFAULT = PredictOptions()
-_FORMATS = {".mha": "mha", ".mhd": "mha", ".nrrd": "nrrd", ".nhdr": "nrrd", ".png": "png", ".bmp": "png"}
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ class _Job:
 
     case: Case
     out: Path
-    labels: str
+    formats: tuple[str, ...]
     probabilities: str | None
 
     def names(self) -> tuple[str, ...]:
-        return (self.labels,) if self.probabilities is None else (self.labels, self.probabilities)
+        labels = tuple(output_name(self.case.id, form) for form in self.formats)
+        return labels if self.probabilities is None else (*labels, self.probabilities)
 
 
 def predict_folder(
@@ -57,7 +59,7 @@ def predict_folder(
 ) -> RunReport:
     """Segment all scans among files, folders of files and DICOM folders.
 
-    Writes `<case id>.<format>` on the grid of each scan (and `probabilities/<case id>.nii.gz` on request) and, after
+    Writes one file per format on the grid of each scan (and `probabilities/<case id>.nii.gz` on request) and, after
     every case, `report.json` with a line per case. A scan that cannot be read or predicted is a failed line with
     what, where and what to do, and leaves no label map, not even an older one. Raises MedsegError only for what
     concerns all of them: a bad bundle, no scans, or an output folder that would mix results with inputs.
@@ -73,28 +75,33 @@ def predict_folder(
     blank = RunReport(
         "medseg.report/1", medseg.__version__, bundle_sha256(loaded), str(device), (), _settings(loaded, options)
     )
+    made_by = Provenance(loaded.plan.name, blank.bundle_sha256, blank.settings)
     old = _lines_before(out / REPORT, blank) if options.resume else {}
     lines = [_refused_line(path, reason, scans) for path, reason in refused.items()]
     write_record(replace(blank, cases=(*lines, *_later(jobs, old))), out / REPORT)
 
-    def predict(case: Case) -> Prediction:
-        image = read_image(case.images, channels=loaded.plan.channels)
-        return predict_image(image, loaded, members, device=device, options=options, case_id=case.id, report=report)
+    def predict(job: _Job) -> Prediction:
+        image = read_image(job.case.images, channels=loaded.plan.channels)
+        check_formats(image.source, job.formats, loaded.plan.labels, options.seg_kind)
+        return predict_image(image, loaded, members, device=device, options=options, case_id=job.case.id, report=report)
+
+    def write(job: _Job, prediction: Prediction) -> None:
+        write_results(prediction, out, job.case.id, job.formats, made_by, seg_kind=options.seg_kind)
 
     for number, job in enumerate(jobs, start=1):
         done = _kept(old.get(job.case.id), job, loaded.plan.labels)
-        lines.append(done or _run(job, predict))
+        lines.append(done or _run(job, predict, write))
         write_record(replace(blank, cases=(*lines, *_later(jobs[number:], old))), out / REPORT)
         report(Progress("cases", number, len(jobs)))
     return replace(blank, cases=tuple(lines))
 
 
-def _run(job: _Job, predict: Callable[[Case], Prediction]) -> CaseReport:
+def _run(job: _Job, predict: Callable[[_Job], Prediction], write: Callable[[_Job, Prediction], None]) -> CaseReport:
     """Predict and write one case; whatever goes wrong becomes the error of its line."""
     start = time.monotonic()
     try:
-        prediction = predict(job.case)
-        write_labels(prediction.labels, job.out / job.labels)
+        prediction = predict(job)
+        write(job, prediction)
         if job.probabilities is not None and prediction.probabilities is not None:
             write_scores(prediction.probabilities, job.out / job.probabilities)
         seconds = round(time.monotonic() - start, 3)
@@ -128,9 +135,13 @@ def _jobs(cases: Sequence[Case], inputs: Sequence[Path], out: Path, options: Pre
             raise DatasetError("output lies within the inputs", where=out, hint="choose a folder outside of them")
     jobs = []
     for case in cases:
-        kind = options.format or _FORMATS.get(case.images[0].suffix.lower(), "nii.gz")
+        formats = tuple(dict.fromkeys(options.format)) or (format_like(case.images[0]),)
         probabilities = f"probabilities/{case.id}.nii.gz" if options.save_probabilities else None
-        jobs.append(_Job(case, out, f"{case.id}.{kind}", probabilities))
+        jobs.append(_Job(case, out, formats, probabilities))
+    named = Counter(name.casefold() for job in jobs for name in job.names())
+    twice = [name for job in jobs for name in job.names() if named[name.casefold()] > 1]
+    if twice:
+        raise DatasetError("would be the result of two scans", where=out / twice[0], hint="rename one of them")
     written = {(out / name).resolve() for job in jobs for name in job.names()}
     clash = [path for case in cases for path in case.images if path.resolve() in written]
     if clash:
@@ -149,6 +160,7 @@ def _settings(bundle: ModelBundle, options: PredictOptions) -> dict[str, str]:
         "overlap": str(inference.overlap),
         "mirror_axes": " ".join(map(str, inference.mirror_axes)),
         "clean": str(options.clean),
+        **({"seg_kind": options.seg_kind} if "dicom-seg" in options.format else {}),
     }
 
 
@@ -175,7 +187,8 @@ def _kept(line: CaseReport | None, job: _Job, labels: Labels) -> CaseReport | No
     if line is None or set(job.names()) - set(line.outputs):
         return None
     try:
-        read_labels(job.out / job.labels, labels)
+        for form in job.formats:
+            check_whole(job.out / output_name(job.case.id, form), form, labels)
         if job.probabilities is not None:
             read_image([job.out / job.probabilities])
     except (MedsegError, OSError):

@@ -258,7 +258,7 @@ def test_formats_follow_the_input_or_the_option(bundle, tmp_path):
     assert [c.outputs for c in report.cases] == [("b.mha",), ("c.png",)]
     np.testing.assert_array_equal(np.asarray(Pillow.open(tmp_path / "out" / "c.png")), flat_labels[0])
     np.testing.assert_array_equal(read_labels(tmp_path / "out" / "b.mha", LABELS).array, labels)
-    nrrd = predict_folder(bundle, [folder / "b.mha"], tmp_path / "out", options=trusted(format="nrrd"))
+    nrrd = predict_folder(bundle, [folder / "b.mha"], tmp_path / "out", options=trusted(format=("nrrd",)))
     assert nrrd.cases[0].outputs == ("b.nrrd",)
     assert report.cases[1].volumes_ml is None
 

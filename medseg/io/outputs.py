@@ -1,0 +1,94 @@
+"""The files a prediction leaves: one per format, named after its case, whole or not at all."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from medseg.errors import ImageError
+from medseg.io.images import read_labels, write_labels
+from medseg.types.image import Image, Source
+from medseg.types.labels import Labels
+from medseg.types.result import Prediction, Provenance
+
+Format = Literal["nii.gz", "nrrd", "mha", "png", "seg.nrrd", "dicom-seg", "rtstruct"]
+SegKind = Literal["binary", "labelmap"]
+_SUFFIX = {"dicom-seg": "seg.dcm", "rtstruct": "rtstruct.dcm"}  # of the others it is their own name
+_LIKE = {".mha": "mha", ".mhd": "mha", ".nrrd": "nrrd", ".nhdr": "nrrd", ".png": "png", ".bmp": "png"}
+_NEED_DICOM = ("dicom-seg", "rtstruct")
+
+
+def format_like(path: Path) -> str:
+    """The format of label maps for a scan: its own, or NIfTI where that holds no label map.
+
+    >>> format_like(Path("a/scan.MHD")), format_like(Path("a/series"))
+    ('mha', 'nii.gz')
+    """
+    return _LIKE.get(path.suffix.lower(), "nii.gz")
+
+
+def output_name(case_id: str, form: str) -> str:
+    """The file of a case in one format.
+
+    >>> output_name("head", "dicom-seg"), output_name("head", "seg.nrrd")
+    ('head.seg.dcm', 'head.seg.nrrd')
+    """
+    return f"{case_id}.{_SUFFIX.get(form, form)}"
+
+
+def check_formats(source: Source | None, formats: Sequence[str], labels: Labels, seg_kind: SegKind) -> None:
+    """Raise ImageError for what is known to fail before anything is predicted.
+
+    DICOM objects need a scan that was read from DICOM; a labelmap SEG cannot hold classes that overlap.
+    """
+    needed = [form for form in formats if form in _NEED_DICOM]
+    if needed and (source is None or not source.format.startswith("dicom")):
+        where = source.files[0] if source is not None and source.files else ""
+        hint = "use nii.gz, nrrd, seg.nrrd or mha for scans that are not DICOM"
+        raise ImageError(f"--format {needed[0]} needs a scan that was read from DICOM", where=where, hint=hint)
+    if "dicom-seg" in formats and seg_kind == "labelmap" and labels.are_regions():
+        hint = "use --seg-kind binary"
+        raise ImageError("classes that overlap do not fit a DICOM SEG of kind labelmap", hint=hint)
+
+
+def write_results(
+    prediction: Prediction,
+    out: Path,
+    case_id: str,
+    formats: Sequence[str],
+    made_by: Provenance,
+    *,
+    seg_kind: SegKind = "binary",
+) -> tuple[str, ...]:
+    """Write the label map to `out` in every format; returns the names of the files.
+
+    Raises MedsegError where a format cannot hold it; files of the formats before are then there.
+    """
+    names = []
+    for form in formats:
+        name = output_name(case_id, form)
+        _write(prediction, form, out / name, made_by, seg_kind)
+        names.append(name)
+    return tuple(names)
+
+
+def check_whole(path: Path, form: str, labels: Labels) -> None:
+    """Raise MedsegError or OSError unless a file that `write_results` made is there and can be read to its end."""
+    read_labels(path, labels)
+
+
+def _write(prediction: Prediction, form: str, path: Path, made_by: Provenance, seg_kind: SegKind) -> None:
+    """One format; a new one is a branch here and in `check_whole`."""
+    if form in ("nii.gz", "nrrd", "mha", "png"):
+        write_labels(prediction.labels, path)
+    else:
+        raise ImageError(f'"{form}" is no format', where=path, hint="see medseg predict --help")
+
+
+def _without_voxels(prediction: Prediction) -> Image:
+    """The scan a prediction was made of, as far as writers need it: grid and source, no grey values."""
+    geometry = prediction.labels.geometry
+    nothing = np.broadcast_to(np.zeros((), np.uint8), (1, *geometry.shape))
+    return replace(Image(nothing, geometry, ("0",)), source=prediction.source)
