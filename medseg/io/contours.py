@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-Polygon = Float64[np.ndarray, "n 2"]
+Polygon = Float64[np.ndarray, "_ 2"]
 _AT_ONCE = 1 << 20  # crossings of edges and pixel rows that are worked on together
 
 
