@@ -53,7 +53,7 @@ def is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def read_image(paths: Sequence[Path], *, channels: tuple[str, ...] = ()) -> Image:
+def read_image(paths: Sequence[Path], *, channels: tuple[str, ...] = (), files: Sequence[Sequence[Path]] = ()) -> Image:
     """Read one scan: one path per channel, or one path that holds all channels.
 
     A path is a file of SUFFIXES, a folder that holds one DICOM series, or a DICOM file, which stands for its series
@@ -62,7 +62,7 @@ def read_image(paths: Sequence[Path], *, channels: tuple[str, ...] = ()) -> Imag
     are equal, up to max(0.01 mm, 1 % of the smallest voxel side) they are taken as the first channel's with a
     warning. A colour file where one channel is asked becomes grey: exactly if its channels are equal, else by
     luminance with a warning. `channels` names the channels and fixes their number; without it, a fourth axis that is
-    time is refused.
+    time is refused. `files`, as in `Case`, are the DICOM files to read for each path, whatever else lies beside them.
 
     Raises ImageError for files that cannot be read, hold NaN or infinite voxels, or another number of channels;
     GeometryError for grids that are invalid or differ; DicomError for series that are no regular volume.
@@ -74,7 +74,11 @@ def read_image(paths: Sequence[Path], *, channels: tuple[str, ...] = ()) -> Imag
             f"{len(paths)} files for channels {', '.join(channels)}", where=paths[0], hint="give one file per channel"
         )
     expected = 1 if len(paths) > 1 else len(channels)
-    parts = [_with_channels(_read_path(path, channels_named=expected > 1), expected, path) for path in paths]
+    own = [*files, *[()] * (len(paths) - len(files))]
+    parts = [
+        _with_channels(_read_path(path, only, channels_named=expected > 1), expected, path)
+        for path, only in zip(paths, own, strict=True)
+    ]
     warnings = list(parts[0].warnings)
     for path, part in zip(paths[1:], parts[1:], strict=True):
         notes = (*part.warnings, *check_same_grid(parts[0].geometry, part.geometry, where=path))
@@ -173,9 +177,11 @@ def _suffix(path: Path) -> str:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
-def _read_path(path: Path, *, stored_values: bool = False, channels_named: bool = False) -> Image:
+def _read_path(
+    path: Path, files: Sequence[Path] = (), *, stored_values: bool = False, channels_named: bool = False
+) -> Image:
     try:
-        image = _decode(path, stored_values, channels_named)
+        image = _read_dicom(path, files) if files else _decode(path, stored_values, channels_named)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ImageError(f"cannot be opened ({reason})", where=path, hint="check the path") from error
@@ -210,11 +216,13 @@ def _decode(path: Path, stored_values: bool, channels_named: bool) -> Image:
     raise ImageError("is no known image format", where=path, hint=f"use DICOM or one of {', '.join(SUFFIXES)}")
 
 
-def _read_dicom(path: Path) -> Image:
-    """The one series in a folder, or the series in its folder that a file belongs to."""
+def _read_dicom(path: Path, files: Sequence[Path] = ()) -> Image:
+    """The series of `files`, else the one series in a folder, or the series in its folder that a file belongs to."""
     from medseg.io.dicom_series import find_series, group_files, read_series
 
-    if path.is_dir():
+    if files:
+        found, refused = group_files(files)
+    elif path.is_dir():
         found, refused = find_series(path)
     else:
         found, refused = group_files(
@@ -231,7 +239,7 @@ def _read_dicom(path: Path) -> Image:
         raise DicomError(f"holds no readable DICOM series ({reasons})", where=path, hint="give a folder of slices")
     image = read_series(found[0])
     notes = [f"{len(refused)} other files were left out ({reasons})"] if refused else []
-    if path.is_file() and len(found[0].files) > 1:
+    if path.is_file() and not files and len(found[0].files) > 1:
         notes.append(f"read with the {len(found[0].files) - 1} other files of its series")
     return replace(image, warnings=(*image.warnings, *notes))
 

@@ -1,125 +1,175 @@
-"""Cases to predict among files and folders of any shape."""
+"""Cases to predict among files, folders and trees of any shape."""
 
 import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medseg.io.dicom_series import group_files
+from medseg.io.archives import is_archive
+from medseg.io.dicom_scan import scan_headers, walk
+from medseg.io.dicom_series import Series, group_files
+from medseg.io.files import file_sha256
+from medseg.io.identifiers import series_id
 from medseg.io.images import image_stem, is_dicom, is_image
 from medseg.types.dataset import Case
+from medseg.types.progress import Report, silent
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
+_VOXEL_FILES = {".raw": ".mhd", ".zraw": ".mhd", ".img": ".hdr"}  # and the header beside them that names the case
 
 
 @dataclass(frozen=True)
 class _Scan:
-    """One file or series: its path, the name its case gets, and the folder it lies in."""
+    """One file or series: its path, the name its case gets, the folder it lies in; for DICOM its files and UID."""
 
     path: Path
     stem: str
     folder: Path
+    files: tuple[Path, ...] = ()
+    series_uid: str = ""
+    modality: str = ""
 
 
-def find_cases(inputs: Sequence[Path], channels: tuple[str, ...]) -> tuple[tuple[Case, ...], dict[Path, str]]:
-    """Cases among files, folders of files and trees of DICOM folders (one case per series), and every refused path.
+def find_cases(
+    inputs: Sequence[Path], channels: tuple[str, ...], *, keep_identifiers: bool = False, report: Report = silent
+) -> tuple[tuple[Case, ...], dict[Path, str]]:
+    """Cases among files, folders of files and trees of DICOM series (one case per series), and every refused path.
 
     `scan_0000.nii.gz`, `scan_0001.nii.gz` are the channels of one case if there is more than one channel; with one
-    channel, `_0000` is left out of the id if every scan of its folder has it. Ids come from file and folder names and
-    are unique. Nothing is read but DICOM headers.
+    channel, `_0000` is left out of the id if every scan of its folder has it. Ids are unique and do not depend on what
+    else is found: the file name, and for DICOM modality and a short hash of the series UID, or with `keep_identifiers`
+    the name of its folder. Nothing is read but DICOM headers.
     """
     refused: dict[Path, str] = {}
     scans: dict[Path, _Scan] = {}
+    folders: dict[Path, list[_Scan]] = {}
     for path in inputs:
         if path.is_dir():
-            found = _in_folder(path, refused)
+            found = _in_folder(path, refused, report)
         elif not path.exists():
             found, refused[path] = [], "no such file or folder"
-        elif is_dicom(path) or is_image(path):
+        elif is_image(path):
             found = [_Scan(path, image_stem(path), path.parent)]
+        elif is_dicom(path):
+            if path.parent not in folders:
+                folders[path.parent] = _series_in(_beside(path), {}, report)
+            found = [scan for scan in folders[path.parent] if path in scan.files]
+            refused.update({} if found else scan_reason(path))
         else:
             found, refused[path] = [], "no image file"
-        scans.update({scan.path.absolute(): scan for scan in found})
+        scans.update({(scan.files[0] if scan.files else scan.path).absolute(): scan for scan in found})
     if inputs and not scans and not refused:
         refused.update({path: "holds no image file" for path in inputs})
     grouped = _group([scans[key] for key in sorted(scans)], channels, refused)
-    return _named(grouped), refused
+    return _named(grouped, keep_identifiers), refused
 
 
-def _in_folder(folder: Path, refused: dict[Path, str]) -> list[_Scan]:
-    """Image files, and one scan per DICOM series: the folder that holds it and no other series, or its only file."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _is_hidden(path, folder)]
+def scan_reason(path: Path) -> dict[Path, str]:
+    """Why a DICOM file belongs to no series."""
+    reason = scan_headers([path])[path]
+    return {path: reason if isinstance(reason, str) else "belongs to no series"}
+
+
+def _in_folder(folder: Path, refused: dict[Path, str], report: Report) -> list[_Scan]:
+    """Image files, and one scan per DICOM series."""
+    files, wrong = walk(folder)
+    refused.update(wrong)
     scans = [_Scan(path, image_stem(path), path.parent) for path in files if is_image(path)]
-    series, wrong = group_files(path for path in files if not is_image(path) and not _is_voxel_file(path))
+    refused.update({path: "is an archive; give it by itself" for path in files if is_archive(path)})
+    others = [path for path in files if not is_image(path) and not is_archive(path) and not _is_voxel_file(path)]
+    return scans + _series_in(others, refused, report)
+
+
+def _beside(path: Path) -> list[Path]:
+    """A DICOM file and the other files of its folder that may be of its series."""
+    return sorted(
+        other for other in path.parent.iterdir() if other.is_file() and not (is_image(other) or other.name[0] == ".")
+    )
+
+
+def _series_in(files: Sequence[Path], refused: dict[Path, str], report: Report) -> list[_Scan]:
+    series, wrong = group_files(files)
     refused.update({path: reason for path, reason in wrong.items() if path.name != "DICOMDIR"})
-    for one in series:
-        home = Path(os.path.commonpath([file.parent for file in one.files]))
-        others = [file for other in series if other is not one for file in other.files]
-        if not any(file.is_relative_to(home) for file in others):
-            scans.append(_Scan(home, home.resolve().name, home.parent))
-        elif len(one.files) == 1:
-            scans.append(_Scan(one.files[0], image_stem(one.files[0]), one.files[0].parent))
-        else:
-            refused[one.files[0]] = "its folder holds several series; put the files of each into a folder of its own"
-    return scans
+    homes = [Path(os.path.commonpath([file.parent for file in one.files])) for one in series]
+    above = Counter(folder for one in series for folder in _folders_of(one))
+    return [_series_scan(one, home, shared=above[home] > 1) for one, home in zip(series, homes, strict=True)]
 
 
-def _is_hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+def _folders_of(series: Series) -> set[Path]:
+    """Every folder that has a file of the series in or below it."""
+    homes = {file.parent for file in series.files}
+    return homes | {folder for home in homes for folder in home.parents}
+
+
+def _series_scan(one: Series, home: Path, *, shared: bool) -> _Scan:
+    """A series named after its folder, or its only file, or what tells it from others in its folder."""
+    files = tuple(sorted(one.files))
+    if not shared:
+        path, stem, folder = home, home.resolve().name, home.parent
+    elif len(files) == 1:
+        path, stem, folder = files[0], image_stem(files[0]), files[0].parent
+    else:
+        path, stem, folder = home, f"{home.resolve().name}_{series_id(one.modality, one.uid)}", home.parent
+    return _Scan(path, stem, folder, files, one.uid, one.modality)
 
 
 def _is_voxel_file(path: Path) -> bool:
     """Whether `path` holds the voxels of a detached header beside it."""
-    return path.suffix.lower() in {".raw", ".zraw"} and path.with_suffix(".mhd").is_file()
+    header = _VOXEL_FILES.get(path.suffix.lower())
+    return header is not None and path.with_suffix(header).is_file()
 
 
-def _group(scans: list[_Scan], channels: tuple[str, ...], refused: dict[Path, str]) -> list[tuple[_Scan, list[Path]]]:
-    """Scans with their channel files, in order; incomplete ones are refused."""
+def _group(scans: list[_Scan], channels: tuple[str, ...], refused: dict[Path, str]) -> list[list[_Scan]]:
+    """Scans by case, one per channel in order, the first under the name of the case; incomplete ones are refused."""
     matches = [_CHANNEL.fullmatch(scan.stem) for scan in scans]
     count = max(len(channels), 1)
     if count == 1:
         plain = {scan.folder for scan, match in zip(scans, matches, strict=True) if not match or match[2] != "0000"}
-        stems = [
-            match[1] if match and scan.folder not in plain else scan.stem
+        return [
+            [replace(scan, stem=match[1]) if match and scan.folder not in plain else scan]
             for scan, match in zip(scans, matches, strict=True)
         ]
-        named = [_Scan(scan.path, stem, scan.folder) for scan, stem in zip(scans, stems, strict=True)]
-        return [(scan, [scan.path]) for scan in named]
     parts: dict[tuple[Path, str], dict[int, _Scan]] = {}
-    complete: list[tuple[_Scan, list[Path]]] = []
+    complete: list[list[_Scan]] = []
     for scan, match in zip(scans, matches, strict=True):
         if match is None:
-            complete.append((scan, [scan.path]))
+            complete.append([scan])
         elif int(match[2]) < count:
             parts.setdefault((scan.folder, match[1]), {})[int(match[2])] = scan
         else:
             refused[scan.path] = f"channel _{match[2]} is not one of the {count} of the model"
-    for (folder, stem), found in parts.items():
+    for (_, stem), found in parts.items():
         missing = [f"_{i:04d} ({channels[i]})" for i in range(count) if i not in found]
         if missing:
             refused.update({scan.path: f"channel {', '.join(missing)} is missing" for scan in found.values()})
         else:
-            paths = [found[i].path for i in range(count)]
-            complete.append((_Scan(paths[0], stem, folder), paths))
-    return sorted(complete, key=lambda pair: pair[0].path.absolute())
+            complete.append([replace(found[i], stem=stem) for i in range(count)])
+    return sorted(complete, key=lambda case: case[0].path.absolute())
 
 
-def _named(scans: list[tuple[_Scan, list[Path]]]) -> tuple[Case, ...]:
-    """Cases with unique ids: equal names get their folder's name in front, then a number behind."""
-    counts = Counter(scan.stem.casefold() for scan, _ in scans)
-    names = [
-        scan.stem if counts[scan.stem.casefold()] == 1 else f"{scan.folder.resolve().name}_{scan.stem}"
-        for scan, _ in scans
-    ]
+def _named(scans: list[list[_Scan]], keep_identifiers: bool) -> tuple[Case, ...]:
+    """Cases with unique ids: equal file names get their folder's name in front, then a number behind."""
+    names = [_neutral(case) if case[0].files and not keep_identifiers else case[0].stem for case in scans]
+    counts = Counter(name.casefold() for name in names)
     taken: set[str] = set()
     cases = []
-    for name, (_, paths) in zip(names, scans, strict=True):
-        unique, number = name, 1
+    for name, parts in zip(names, scans, strict=True):
+        plain = counts[name.casefold()] == 1 or (parts[0].files and not keep_identifiers)
+        base = name if plain else f"{parts[0].folder.resolve().name}_{name}"
+        unique, number = base, 1
         while unique.casefold() in taken:
             number += 1
-            unique = f"{name}-{number}"
+            unique = f"{base}-{number}"
         taken.add(unique.casefold())
-        cases.append(Case(unique, tuple(paths)))
+        files = tuple(part.files for part in parts) if any(part.files for part in parts) else ()
+        uids = tuple(part.series_uid for part in parts if part.series_uid)
+        cases.append(Case(unique, tuple(part.path for part in parts), files=files, series_uids=uids))
     return tuple(cases)
+
+
+def _neutral(case: list[_Scan]) -> str:
+    """Modality and a hash of what the series are, so that an id is the same in any order and any folder."""
+    uids = [scan.series_uid or (file_sha256(scan.files[0]) if scan.files else scan.stem) for scan in case]
+    return series_id(case[0].modality, " ".join(uids))

@@ -12,7 +12,8 @@ class Case:
     """One subject visit: one file or DICOM folder per channel, or one file that holds all channels.
 
     `group` names what must never be split between folds, usually the patient. `files` lists per channel the DICOM
-    files to read, where the scan is one of several in its folder; empty where the path says it all.
+    files to read, where the scan is one of several in its folder; empty where the path says it all. `series_uids` are
+    those of DICOM scans.
     """
 
     id: str
@@ -20,6 +21,7 @@ class Case:
     label: Path | None = None
     group: str | None = None
     files: tuple[tuple[Path, ...], ...] = ()
+    series_uids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class Model:
             reasons = "; ".join(sorted(set(refused.values()))[:3]) or "none could be read"
             what = f"holds {len(cases)} scans" if cases else f"holds no scan ({reasons})"
             raise DatasetError(what, where=path, hint="give one scan, or predict a folder with predict_folder")
-        return read_image(cases[0].images, channels=self.bundle.plan.channels), cases[0].id
+        return read_image(cases[0].images, channels=self.bundle.plan.channels, files=cases[0].files), cases[0].id
 
 
 def load_model(

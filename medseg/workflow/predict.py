@@ -81,7 +81,7 @@ def predict_folder(
     write_record(replace(blank, cases=(*lines, *_later(jobs, old))), out / REPORT)
 
     def predict(job: _Job) -> Prediction:
-        image = read_image(job.case.images, channels=loaded.plan.channels)
+        image = read_image(job.case.images, channels=loaded.plan.channels, files=job.case.files)
         check_formats(image.source, job.formats, loaded.plan.labels, options.seg_kind)
         return predict_image(image, loaded, members, device=device, options=options, case_id=job.case.id, report=report)
 

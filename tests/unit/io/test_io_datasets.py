@@ -12,7 +12,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from medseg.errors import DatasetError, GeometryError
 from medseg.io.dataset_json import read_header
 from medseg.io.datasets import find_cases, read_dataset, survey
-from medseg.io.images import write_labels
+from medseg.io.images import read_image, write_labels
 from medseg.io.pairs import in_order, read_pair
 from medseg.types.dataset import Case
 from medseg.types.geometry import Geometry
@@ -286,15 +286,55 @@ def test_each_dicom_series_in_a_tree_is_a_case(tmp_path):
         slice_file(tmp_path / "tree/ct one" / f"{number}", "1.2.4", number)
         slice_file(tmp_path / "tree/split" / f"part{number}/s.dcm", "1.2.5", number)
         slice_file(tmp_path / "tree/mixed" / f"m{number}.dcm", f"1.2.{6 + number // 2}", number)
-    touch(tmp_path, "tree/ct one/readme.txt")
-    cases, refused = find_cases([tmp_path / "tree"], ("CT",))
-    assert [(case.id, case.images) for case in cases] == [
-        ("ct one", (tmp_path / "tree/ct one",)),
-        ("m2", (tmp_path / "tree/mixed/m2.dcm",)),
-        ("split", (tmp_path / "tree/split",)),
-    ]
-    assert {path.name for path in refused} == {"m0.dcm", "readme.txt"}
-    assert "several series" in refused[tmp_path / "tree/mixed/m0.dcm"]
+    touch(tmp_path, "tree/ct one/readme.txt", "tree/more.zip")
+    cases, refused = find_cases([tmp_path / "tree"], ("CT",), keep_identifiers=True)
+    found = {case.id: (case.images, case.series_uids, [len(files) for files in case.files]) for case in cases}
+    several = next(name for name in found if name.startswith("mixed_CT-"))
+    assert found == {
+        "ct one": ((tmp_path / "tree/ct one",), ("1.2.4",), [3]),
+        several: ((tmp_path / "tree/mixed",), ("1.2.6",), [2]),
+        "m2": ((tmp_path / "tree/mixed/m2.dcm",), ("1.2.7",), [1]),
+        "split": ((tmp_path / "tree/split",), ("1.2.5",), [3]),
+    }
+    assert {path.name for path in refused} == {"more.zip", "readme.txt"}
+    assert "archive" in refused[tmp_path / "tree/more.zip"]
+
+
+def test_dicom_cases_are_named_alike_wherever_they_lie_and_after_nobody(tmp_path):
+    for number in range(2):
+        slice_file(tmp_path / "one/DOE^JOHN" / f"{number}", "1.2.4", number)
+        slice_file(tmp_path / "one/DOE^JOHN" / f"b{number}", "1.2.5", number)
+        slice_file(tmp_path / "two/x" / f"{number}", "1.2.5", number)
+    here, there = (find_cases([tmp_path / name], ("CT",))[0] for name in ("one", "two"))
+    uids = {case.id: case.series_uids for case in here}
+    assert set(uids.values()) == {("1.2.4",), ("1.2.5",)} and uids[there[0].id] == ("1.2.5",)
+    assert not any("DOE" in name or "JOHN" in name for name in uids)
+
+
+def test_slices_given_one_by_one_are_one_case(tmp_path):
+    files = [tmp_path / "DOE" / f"{number}.dcm" for number in range(4)]
+    for number, path in enumerate(files):
+        slice_file(path, f"1.2.{4 + number // 3}", number)
+    cases, refused = find_cases(files[:2], ("CT",))
+    assert [case.files for case in cases] == [(tuple(files[:3]),)] and not refused
+
+
+def test_channels_may_be_dicom_folders(tmp_path):
+    for number in range(2):
+        slice_file(tmp_path / "a_0000" / f"{number}", "1.2.4", number)
+        slice_file(tmp_path / "a_0001" / f"{number}", "1.2.5", number)
+    (case,), refused = find_cases([tmp_path], ("T1", "T2"))
+    assert case.series_uids == ("1.2.4", "1.2.5") and not refused
+    image = read_image(case.images, channels=("T1", "T2"), files=case.files)
+    assert image.array.shape == (2, 2, 4, 4)
+
+
+def test_a_series_among_others_is_read_by_its_files(tmp_path):
+    for number in range(4):
+        slice_file(tmp_path / "all" / f"{number}", f"1.2.{4 + number // 2}", number)
+    cases, _ = find_cases([tmp_path], ("CT",))
+    found = [read_image(case.images, files=case.files).array[0, :, 0, 0].tolist() for case in cases]
+    assert sorted(found) == [[0, 1], [2, 3]]
 
 
 def label_file(path: Path, origin: float = 0.0, shape=(3, 4, 5)) -> None:
