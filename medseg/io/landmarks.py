@@ -1,0 +1,204 @@
+"""Landmark files: 3D Slicer's .mrk.json and .fcsv, and .csv in mm; points are LPS (x, y, z) in mm in memory."""
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from medseg.errors import DatasetError, ImageError, MedsegError
+from medseg.io.files import write_text
+from medseg.types.landmarks import Landmarks
+
+_SCHEMA = (
+    "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/"
+    "Resources/Schema/markups-schema-v1.0.3.json#"
+)
+_TO_LPS = {"LPS": 1.0, "1": 1.0, "RAS": -1.0, "0": -1.0}  # sign of x and y; early versions wrote numbers
+_FCSV_COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
+_UPRIGHT = [-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0]
+_CONFIDENCE = re.compile(r"confidence ([\d.]+)")
+_FORMATS = "use .mrk.json, .fcsv or .csv"
+_Row = tuple[str, Sequence[float], float | None]
+
+
+def read_landmarks(path: Path) -> Landmarks:
+    """Read .mrk.json (all point lists of the file), .fcsv, or .csv with the columns name, x_mm, y_mm, z_mm (LPS).
+
+    In a CSV file z_mm may be absent (0), a column confidence may follow, and empty coordinates are a landmark without
+    a place, as is the status "undefined" in 3D Slicer's. RAS files are turned to LPS; a file that names no system is
+    taken as 3D Slicer takes it (.mrk.json LPS, .fcsv RAS), with a warning.
+    Raises ImageError for other formats, units and systems, for damaged files and for names used twice.
+    """
+    name = path.name.lower()
+    reader = _read_markups if name.endswith(".json") else _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ImageError("is no landmark file", where=path, hint=_FORMATS)
+    try:
+        rows, warnings = reader(path.read_text(encoding="utf-8-sig"))
+        names = tuple(row[0] for row in rows)
+        points = np.array([row[1] for row in rows], dtype=np.float64).reshape(-1, 3)
+        stated = [np.nan if row[2] is None else row[2] for row in rows]
+        confidence = None if np.isnan(stated).all() else np.array(stated, dtype=np.float64)
+        return Landmarks(names, points, confidence, tuple(warnings))
+    except OSError as error:
+        raise ImageError(f"cannot be opened ({error.strerror})", where=path, hint="check the path") from error
+    except MedsegError as error:
+        raise ImageError(error.what, where=path, hint=error.hint) from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, csv.Error) as error:
+        what = f"is no landmark file of its kind ({type(error).__name__}: {error})"
+        raise ImageError(what, where=path, hint="save the landmarks again") from error
+
+
+def write_landmarks(landmarks: Landmarks, path: Path) -> None:
+    """Write .mrk.json, .fcsv or .csv in LPS mm by the name of `path`, whole or not at all.
+
+    .mrk.json and .csv keep landmarks without a place; .mrk.json has the confidence in the description.
+    Raises ImageError for other names, and for .fcsv if a landmark has no place.
+    """
+    name = path.name.lower()
+    if name.endswith(".mrk.json"):
+        write_text(path, _markups(landmarks))
+    elif name.endswith(".fcsv"):
+        if len(landmarks.placed()) < len(landmarks.names):
+            raise ImageError("cannot hold landmarks without a place", where=path, hint="use .mrk.json or .csv")
+        write_text(path, _fcsv(landmarks))
+    elif name.endswith(".csv"):
+        write_text(path, _table(landmarks))
+    else:
+        raise ImageError("is no name of a landmark file", where=path, hint=_FORMATS)
+
+
+def _read_markups(text: str) -> tuple[list[_Row], list[str]]:
+    content = json.loads(text)
+    lists = [one for one in content["markups"] if one.get("type", "Fiducial") == "Fiducial"]
+    others = len(content["markups"]) - len(lists)
+    warnings = [f"{others} markups that are no point lists are left out"] if others else []
+    rows: list[_Row] = []
+    for markup in lists:
+        sign = _sign(markup.get("coordinateSystem"), "LPS", warnings)
+        unit = markup.get("coordinateUnits", "mm")
+        if (unit[0] if isinstance(unit, list) and unit else unit) != "mm":
+            raise DatasetError(f"coordinates are in {unit!r}", hint="convert them to mm")
+        rows += [_control_point(point, sign, number) for number, point in enumerate(markup["controlPoints"], start=1)]
+    return rows, warnings
+
+
+def _control_point(point: Any, sign: float, number: int) -> _Row:
+    name = str(point.get("label") or point.get("id") or number)
+    stated = _CONFIDENCE.search(str(point.get("description") or ""))
+    confidence = float(stated[1]) if stated else None
+    position = point.get("position")
+    if point.get("positionStatus", "defined") != "defined" or position is None:
+        return name, [math.nan] * 3, confidence
+    return name, _lps(position, sign, name), confidence
+
+
+def _read_fcsv(text: str) -> tuple[list[_Row], list[str]]:
+    head = [line.lstrip("# ").strip() for line in text.splitlines() if line.startswith("#")]
+    stated = {key.strip().lower(): value.strip() for key, _, value in (line.partition("=") for line in head)}
+    warnings: list[str] = []
+    sign = _sign(stated.get("coordinatesystem"), "RAS", warnings)
+    columns = stated.get("columns", _FCSV_COLUMNS).split(",")
+    rows: list[_Row] = []
+    for cells in csv.reader(line for line in text.splitlines() if line.strip() and not line.startswith("#")):
+        row = dict(zip(columns, cells, strict=False))
+        name = row.get("label") or row["id"]
+        rows.append((name, _lps([row["x"], row["y"], row["z"]], sign, name), None))
+    return rows, warnings
+
+
+def _read_table(text: str) -> tuple[list[_Row], list[str]]:
+    table = csv.DictReader(io.StringIO(text))
+    columns = [name.strip() for name in table.fieldnames or []]
+    if not {"name", "x_mm", "y_mm"} <= set(columns):
+        raise DatasetError("has no columns name, x_mm, y_mm and z_mm", hint="name them in the first line; LPS, in mm")
+    table.fieldnames = columns
+    rows: list[_Row] = []
+    for row in table:
+        cells = [row["x_mm"], row["y_mm"], row["z_mm"] if "z_mm" in columns else "0"]
+        known = [cell.strip() for cell in cells[: 3 if "z_mm" in columns else 2]]
+        point = _lps(cells, 1.0, row["name"]) if any(known) else [math.nan] * 3
+        confidence = (row.get("confidence") or "").strip()
+        rows.append((row["name"].strip(), point, float(confidence) if confidence else None))
+    return rows, []
+
+
+_READERS = {".fcsv": _read_fcsv, ".csv": _read_table}
+
+
+def _sign(system: object, usual: str, warnings: list[str]) -> float:
+    """1 for LPS, -1 for RAS; `usual` where a file does not say."""
+    if system is None:
+        warnings.append(f"names no coordinate system; {usual} is assumed")
+        system = usual
+    if str(system).upper() not in _TO_LPS:
+        raise DatasetError(f"coordinate system is {system!r}", hint="save the points in LPS or RAS")
+    return _TO_LPS[str(system).upper()]
+
+
+def _lps(position: Sequence[object], sign: float, name: str) -> list[float]:
+    try:
+        x, y, z = (float(str(value)) for value in position)
+    except ValueError as error:
+        raise DatasetError(f'landmark "{name}" has no three coordinates', hint="correct them") from error
+    if not all(math.isfinite(value) for value in (x, y, z)):
+        raise DatasetError(f'landmark "{name}" has a place that is no number', hint="correct it or leave it empty")
+    return [sign * x, sign * y, z]
+
+
+def _markups(landmarks: Landmarks) -> str:
+    points = []
+    for index, name in enumerate(landmarks.names):
+        placed = not np.isnan(landmarks.points_mm[index, 0])
+        points.append({
+            "id": str(index + 1),
+            "label": name,
+            "description": "" if _stated(landmarks, index) is None else f"confidence {_stated(landmarks, index):.4g}",
+            "associatedNodeID": "",
+            "position": _rounded(landmarks.points_mm[index]) if placed else [0.0, 0.0, 0.0],
+            "orientation": _UPRIGHT,
+            "selected": True,
+            "locked": True,
+            "visibility": True,
+            "positionStatus": "defined" if placed else "undefined",
+        })  # fmt: skip
+    markup = {"type": "Fiducial", "coordinateSystem": "LPS", "coordinateUnits": "mm", "controlPoints": points}
+    return json.dumps({"@schema": _SCHEMA, "markups": [markup]}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _fcsv(landmarks: Landmarks) -> str:
+    text = io.StringIO()
+    text.write(f"# Markups fiducial file version = 5.6\n# CoordinateSystem = LPS\n# columns = {_FCSV_COLUMNS}\n")
+    writer = csv.writer(text, lineterminator="\n")
+    for index, name in enumerate(landmarks.names):
+        writer.writerow([index + 1, *_rounded(landmarks.points_mm[index]), 0, 0, 0, 1, 1, 1, 1, name, "", ""])
+    return text.getvalue()
+
+
+def _table(landmarks: Landmarks) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    has = landmarks.confidence is not None
+    writer.writerow(["name", "x_mm", "y_mm", "z_mm"] + (["confidence"] if has else []))
+    for index, name in enumerate(landmarks.names):
+        point = landmarks.points_mm[index]
+        cells = ["", "", ""] if np.isnan(point[0]) else _rounded(point)
+        stated = _stated(landmarks, index)
+        writer.writerow([name, *cells] + (["" if stated is None else f"{stated:.4g}"] if has else []))
+    return text.getvalue()
+
+
+def _stated(landmarks: Landmarks, index: int) -> float | None:
+    value = math.nan if landmarks.confidence is None else float(landmarks.confidence[index])
+    return None if math.isnan(value) else value
+
+
+def _rounded(point: Float64[np.ndarray, " 3"]) -> list[float]:
+    return [round(float(value), 6) + 0.0 for value in point]
