@@ -1,16 +1,16 @@
-"""The bytes of a file, gzip-compressed or not, a piece at a time: what is not asked for is never unpacked."""
+"""The bytes of a file, compressed or not, a piece at a time: what is not asked for is never unpacked."""
 
 import zlib
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from jaxtyping import UInt8
 
 from medseg.errors import ImageError
 
-_GZIP = 31  # window bits of zlib.decompressobj
+_BITS = {"gzip": 31, "zlib": 47}  # window bits of zlib.decompressobj; the latter takes gzip as well
 _MAGIC = b"\x1f\x8b"
 _PIECE = 1 << 20  # bytes handed out at most at a time
 _PACKED = 1 << 14  # bytes read at a time; small, as the rest is copied whenever a member ends
@@ -18,18 +18,26 @@ LARGEST_RATIO = 1032  # deflate cannot pack more than this many bytes into one
 
 
 class ByteStream:
-    """A file opened for reading from its start; `with ByteStream(path) as stream`.
+    """A file opened for reading at byte `start`; `with ByteStream(path) as stream`.
 
-    Gzip is recognised by its first bytes, whatever the name says; members that follow each other are one stream, and
-    the checksum of each is verified when its end is reached. Raises ImageError where compressed data is damaged.
+    `packing` says how it is compressed; "auto" recognises gzip by its first bytes, whatever the name says. Gzip members
+    that follow each other are one stream, and the checksum of each is verified when its end is reached. Raises
+    ImageError where compressed data is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, *, start: int = 0, packing: Literal["auto", "none", "gzip", "zlib"] = "auto"
+    ) -> None:
         self.path = path
-        self.size = path.stat().st_size
+        self.size = max(0, path.stat().st_size - start)
+        self._start = start
         self._file = path.open("rb")
-        self._packed = self._file.read(2)
-        self._engine = zlib.decompressobj(_GZIP) if self._packed == _MAGIC else None
+        self._file.seek(start)
+        self._packed = self._file.read(2) if packing == "auto" else b""
+        if packing == "auto":
+            packing = "gzip" if self._packed == _MAGIC else "none"
+        self._packing = packing
+        self._engine = zlib.decompressobj(_BITS[packing]) if packing in _BITS else None
 
     def __enter__(self) -> Self:
         return self
@@ -72,10 +80,10 @@ class ByteStream:
     def skip(self, count: int) -> int:
         """Pass over `count` bytes in constant memory; returns how many there were."""
         if self._engine is None:
-            at = self._file.tell() - len(self._packed)
+            at = self._file.tell() - self._start - len(self._packed)
             to = min(at + count, self.size)
             self._packed = b""
-            self._file.seek(to)
+            self._file.seek(self._start + to)
             return to - at
         done = 0
         while done < count and (part := self.read(count - done)):
@@ -89,12 +97,14 @@ class ByteStream:
         engine = self._engine
         if engine is None or not engine.eof:
             return True
+        if self._packing == "zlib":
+            return False
         self._packed = self._packed.lstrip(b"\0")  # padding after the last member
         while not self._packed and (block := self._file.read(_PACKED)):
             self._packed = block.lstrip(b"\0")
         if not self._packed:
             return False
-        self._engine = zlib.decompressobj(_GZIP)
+        self._engine = zlib.decompressobj(_BITS["gzip"])
         return True
 
     def _unpack(self, count: int) -> bytes:

@@ -1,7 +1,6 @@
-"""MetaImage (.mha, .mhd) and NRRD (.nrrd, .nhdr) through SimpleITK, which is imported on first use."""
+"""MetaImage (.mha, .mhd) and NRRD (.nrrd, .nhdr): places through SimpleITK, which is imported on first use."""
 
 import re
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,14 +11,13 @@ from jaxtyping import Shaped
 
 from medseg.errors import GeometryError, ImageError
 from medseg.io.files import whole_file
+from medseg.io.itk_voxels import META, check_voxels, read_header, read_voxels, stored_voxels
 from medseg.types.geometry import Geometry
 from medseg.types.image import Image, Source
 
-_BYTES = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4, "ULONG": 4, "FLOAT": 4}
-_BYTES |= {"LONG_LONG": 8, "ULONG_LONG": 8, "DOUBLE": 8}
-_META = (".mha", ".mhd")
 _AGAIN = "copy or export the file again"
-_ZLIB, _GZIP = 15, 31  # window bits of zlib.decompressobj
+_FRAMES = ("leftposteriorsuperior", "rightanteriorsuperior", "leftanteriorsuperior", "lps", "ras", "las")
+_NO_PLACE = "orientation is not stated; x is taken as towards the left, y as posterior, z as superior"
 
 
 def read_itk(path: Path, *, channels_named: bool = False) -> Image:
@@ -30,21 +28,26 @@ def read_itk(path: Path, *, channels_named: bool = False) -> Image:
     verified; ITK itself reads on), complex voxels and a fourth axis that nobody named; GeometryError for units of
     length other than mm.
     """
-    header = _check_file(path)
-    meta = path.suffix.lower() in _META
-    image, array = _load(path, "MetaImageIO" if meta else "NrrdImageIO")
-    if image.GetDimension() == 4 and not channels_named:
-        what = f"is a 4D series of {len(array)} volumes"
+    fields, end = read_header(path)
+    meta = path.suffix.lower() in META
+    _check_units(fields, path)
+    stored = stored_voxels(fields, end, path)
+    info = _information(path, "MetaImageIO" if meta else "NrrdImageIO")
+    sizes = [n for axis, n in enumerate(stored.sizes) if axis != stored.channel_axis]
+    if list(info.GetSize()) != sizes or len(sizes) > 4 or len(sizes) < 2:
+        raise ImageError(f"has axes of {stored.sizes}", where=path, hint="save one volume per file")
+    if len(sizes) == 4 and (not channels_named or stored.channel_axis is not None):
+        what = f"is a 4D series of {sizes[3]} volumes"
         raise ImageError(what, where=path, hint="give one volume per file, or name its channels")
-    stated = {"elementspacing", "elementsize"} if meta else {"space directions", "spacings"}
-    warnings = []
-    if not stated & set(header):
-        warnings.append("states no spacing; lengths are in pixels")
-    if not meta and "space directions" in header and "space" not in header:
-        warnings.append("does not name its patient frame; LPS is assumed")
-    geometry = _geometry(image, array.shape, pixels=not stated & set(header) or header.get("unit") == "px")
+    geometry, notes = _geometry(info, fields, sizes, meta, path)
+    array, more = read_voxels(stored, path)
+    array = array.reshape(-1, *geometry.shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+        dtype = np.dtype(np.float32) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
+        array = np.ascontiguousarray(array, dtype=dtype)
     names = tuple(str(i) for i in range(len(array)))
-    return Image(array, geometry, names, Source((path,), "metaimage" if meta else "nrrd"), tuple(warnings))
+    files = (path,) if stored.data == path else (path, stored.data)
+    return Image(array, geometry, names, Source(files, "metaimage" if meta else "nrrd"), (*notes, *more))
 
 
 def write_itk(array: Shaped[np.ndarray, "*k z y x"], geometry: Geometry, path: Path) -> None:
@@ -69,7 +72,7 @@ def write_itk(array: Shaped[np.ndarray, "*k z y x"], geometry: Geometry, path: P
         lower = temporary.with_suffix(path.suffix.lower())  # ITK takes .MHA for a header with data elsewhere
         try:
             sitk.WriteImage(image, str(lower), useCompression=True)
-            _check_file(lower)  # ITK does not report a full disk
+            check_voxels(stored_voxels(*read_header(lower), lower))  # ITK does not report a full disk
             lower.replace(temporary)
         except (RuntimeError, ImageError) as error:
             raise ImageError("cannot be written", where=path, hint="check free space and permissions") from error
@@ -105,120 +108,68 @@ def read_pixels(path: Path, *, io: str) -> tuple[Any, Any]:
         with quiet_itk():
             image = reader.Execute()
     except RuntimeError as error:
-        reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
-        raise ImageError(f"cannot be decoded ({reason})", where=path, hint=_AGAIN) from error
+        raise ImageError(f"cannot be decoded ({_reason(error)})", where=path, hint=_AGAIN) from error
     return image, sitk.GetArrayFromImage(image)
 
 
-def _load(path: Path, io: str) -> tuple[Any, Shaped[np.ndarray, "c z y x"]]:
-    image, array = read_pixels(path, io=io)
-    if array.dtype.kind not in "iuf":
-        raise ImageError("has complex voxels", where=path, hint="save one number per voxel")
-    if image.GetDimension() > 4 or (image.GetDimension() == 4 and image.GetNumberOfComponentsPerPixel() > 1):
-        raise ImageError(f"has {image.GetDimension()} axes", where=path, hint="split it into one file per time")
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        array = np.moveaxis(array, -1, 0)
-    elif image.GetDimension() < 4:
-        array = array[np.newaxis]
-    if image.GetDimension() == 2:
-        array = array[:, np.newaxis]
-    with np.errstate(over="ignore"):
-        dtype = np.float32 if array.dtype.kind == "f" else array.dtype
-        return image, np.ascontiguousarray(array, dtype=dtype)
+def _information(path: Path, io: str) -> Any:
+    """What ITK reads of a header: sizes and place, no voxels."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(io)
+    reader.SetFileName(str(path))
+    try:
+        with quiet_itk():
+            reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise ImageError(f"its header cannot be read ({_reason(error)})", where=path, hint=_AGAIN) from error
+    return reader
 
 
-def _geometry(image: Any, shape: tuple[int, ...], *, pixels: bool) -> Geometry:
-    axes = image.GetDimension()
-    spatial = min(axes, 3)
+def _reason(error: RuntimeError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
+
+
+def _check_units(fields: dict[str, str], path: Path) -> None:
+    units = set(re.findall(r'"([^"]*)"', fields.get("spaceunits", ""))) - {"", "mm", "millimeter", "millimetre"}
+    if units:
+        raise GeometryError(f"space units are {sorted(units)}", where=path, hint="convert the header to mm")
+
+
+def _geometry(
+    info: Any, fields: dict[str, str], sizes: list[int], meta: bool, path: Path
+) -> tuple[Geometry, tuple[str, ...]]:
+    """The grid of the first three axes, and what was doubtful about it."""
+    axes, spatial = len(sizes), min(len(sizes), 3)
+    places = {"transformmatrix", "rotation", "orientation"} if meta else {"spacedirections"}
+    spaced = {"elementspacing", "elementsize"} if meta else {"spacedirections", "spacings"}
+    for key in places & set(fields):
+        numbers = [float(n) for n in re.findall(r"[^\s(),]+", fields[key].lower().replace("none", ""))]
+        if len(numbers) == axes**2 and abs(np.linalg.det(np.reshape(numbers, (axes, axes)))) < 1e-12:
+            raise GeometryError(f"its {key} is singular", where=path, hint="correct the header")
     direction = np.eye(3)
-    direction[:spatial, :spatial] = np.reshape(image.GetDirection(), (axes, axes))[:spatial, :spatial]
-    origin = [*image.GetOrigin()[:spatial], 0.0][:3]
-    dx, dy, dz = [*image.GetSpacing()[:spatial], 1.0][:3]
+    direction[:spatial, :spatial] = np.reshape(info.GetDirection(), (axes, axes))[:spatial, :spatial]
+    origin = [*info.GetOrigin()[:spatial], 0.0][:3]
+    dx, dy, dz = [*info.GetSpacing()[:spatial], 1.0][:3]
     rows = [tuple(float(v) for v in row) for row in direction]
-    return Geometry(
-        (shape[1], shape[2], shape[3]),
+    x, y, z = [*sizes[:spatial], 1][:3]
+    pixels = not spaced & set(fields) or fields.get("unit") == "px"
+    geometry = Geometry(
+        (z, y, x),
         (dz, dy, dx),
         (origin[0], origin[1], origin[2]),
         (rows[0], rows[1], rows[2]),  # type: ignore[arg-type]
         unit="px" if pixels else "mm",
     )
+    notes = () if spaced & set(fields) else ("states no spacing; lengths are in pixels",)
+    if not meta and "spacedirections" in fields and not _names_frame(fields.get("space", "")):
+        notes = (*notes, "does not name its patient frame; LPS is assumed")
+    elif not pixels and not places & set(fields):
+        notes = (*notes, _NO_PLACE)
+    return geometry, notes
 
 
-def _header(path: Path) -> tuple[dict[str, str], int]:
-    """Header fields with lower-case keys, and the byte after the header."""
-    fields: dict[str, str] = {}
-    with path.open("rb") as file:
-        while line := file.readline(1 << 16):
-            text = line.decode("utf-8", "replace").strip()
-            found = re.match(r"\s*([\w ]+?)\s*(?:=|:=?)\s*(.*)$", text)
-            if found:
-                fields[found[1].lower()] = found[2]
-            if not text or text.lower().startswith("elementdatafile") or file.tell() > 1 << 20:
-                break
-        return fields, file.tell()
-
-
-def _check_file(path: Path) -> dict[str, str]:
-    """The header fields of a file whose data is whole."""
-    header, start = _header(path)
-    (_check_meta if path.suffix.lower() in _META else _check_nrrd)(header, start, path)
-    return header
-
-
-def _check_meta(header: dict[str, str], start: int, path: Path) -> None:
-    name = header.get("elementdatafile", "")
-    size = _BYTES.get(header.get("elementtype", "").upper().removeprefix("MET_").removesuffix("_ARRAY"))
-    numbers = header.get("dimsize", "").split()
-    if not name or not size or not numbers or not all(n.isdigit() for n in numbers):
-        raise ImageError("is not a MetaImage of numbers", where=path, hint=_AGAIN)
-    expected = size * int(header.get("elementnumberofchannels", "1"))
-    for n in numbers:
-        expected *= int(n)
-    local = name.upper() == "LOCAL"
-    data = path if local else _beside(path, name)
-    if header.get("compresseddata", "").lower() in ("true", "1"):
-        _check_stream(data, start if local else 0, _ZLIB, expected)
-    elif header.get("binarydata", "true").lower() in ("true", "1"):
-        skip = start if local else max(0, int(header.get("headersize", "0")))
-        _check_length(data.stat().st_size - skip, expected, data)
-
-
-def _check_nrrd(header: dict[str, str], start: int, path: Path) -> None:
-    units = set(re.findall(r'"([^"]*)"', header.get("space units", ""))) - {"", "mm", "millimeter", "millimetre"}
-    if units:
-        raise GeometryError(f"space units are {sorted(units)}", where=path, hint="convert the header to mm")
-    name = header.get("data file", header.get("datafile", ""))
-    data = _beside(path, name) if name else path
-    if header.get("encoding", "").lower() in ("gzip", "gz") and "line skip" not in header:
-        _check_stream(data, 0 if name else start, _GZIP, None)
-
-
-def _beside(path: Path, name: str) -> Path:
-    data = path.parent / name
-    if name.upper().startswith("LIST") or "%" in name:
-        raise ImageError("is spread over several files", where=path, hint="save it as one .mha or .nrrd file")
-    if not data.is_file():
-        raise ImageError(f'its data file "{name}" is missing', where=path, hint="keep header and data together")
-    return data
-
-
-def _check_stream(path: Path, start: int, bits: int, expected: int | None) -> None:
-    """Decompress to the end without keeping anything, so that zlib compares its checksum."""
-    engine = zlib.decompressobj(bits)
-    length = 0
-    with path.open("rb") as file:
-        file.seek(start)
-        while not engine.eof and (block := file.read(1 << 16)):
-            try:
-                length += len(engine.decompress(block))
-            except zlib.error as error:
-                raise ImageError(f"compressed data is damaged ({error})", where=path, hint=_AGAIN) from error
-    if not engine.eof:
-        raise ImageError("compressed data is cut off", where=path, hint=_AGAIN)
-    if expected is not None:
-        _check_length(length, expected, path)
-
-
-def _check_length(held: int, expected: int, path: Path) -> None:
-    if held < expected:
-        raise ImageError(f"is cut off: holds {max(held, 0)} of {expected} bytes", where=path, hint=_AGAIN)
+def _names_frame(space: str) -> bool:
+    return re.sub(r"[- ]", "", space.lower()).removesuffix("time") in _FRAMES
