@@ -90,6 +90,20 @@ class Header:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Slice:
+    """One image plane and the file it lies in."""
+
+    header: Header
+    plane: Plane
+
+    @property
+    def name(self) -> str:
+        """Path, and the frame (from 1) where the file has several; for messages."""
+        path = str(self.header.path)
+        return f"{path} frame {self.plane.frame + 1}" if self.header.frames > 1 else path
+
+
 def read_header(path: Path) -> Header | str:
     """The header of an image file, or the reason why it holds no image that could belong to a scan.
 

@@ -1,157 +1,168 @@
-"""Decode the pixels of single-frame DICOM files into one volume in scanner units."""
+"""Image planes of DICOM files as one volume in scanner units."""
 
-import os
-import threading
-import warnings as python_warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import pydicom
 from jaxtyping import Shaped
-from pydicom.datadict import tag_for_keyword
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit
 
-from medseg.errors import DicomError, ImageError
-from medseg.io.itk import read_pixels
+from medseg.errors import DicomError
+from medseg.io.dicom_frames import check_frames, stored_frame
+from medseg.io.dicom_headers import Pixels, Slice
+from medseg.io.dicom_planes import Plane
+from medseg.io.dicom_values import tag_name
 
-_NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 _AGAIN = "export the series again"
 _INT16 = np.iinfo(np.int16)
-_ERROR_STREAM = threading.Lock()  # file descriptor 2 belongs to the whole process
+_EXACT = 1 << 24  # whole numbers up to here are exact in float32
+_MEASURED = frozenset({"CT", "PT", "NM"})  # values are quantities, whatever the display is told
 
 
-def read_volume(files: Sequence[Path], headers: Sequence[Any]) -> Shaped[np.ndarray, "c z y x"]:
-    """Decode files in the given order; rescale slope and intercept are applied slice by slice.
+def read_volume(slices: Sequence[Slice]) -> tuple[Shaped[np.ndarray, "c z y x"], tuple[str, ...]]:
+    """Decode planes in the given order, with what was doubtful; slope, intercept and tables are applied plane by plane.
 
-    int16 where every value is a whole number that fits, else float32. MONOCHROME1 (white is low) is inverted within
-    the stored range except in CT, whose rescaled values are HU. Values in padding areas stay as stored. Colours come
-    as three channels. Raises DicomError naming the file.
+    int16 where every value is a whole number that fits, else float32. Bits outside BitsStored are masked. MONOCHROME1
+    (white is low) is inverted within the stored range where values have no unit; see `white_is_low`. Values in padding
+    areas stay as stored. Colours come as three channels. Nothing is allocated before every file has been found long
+    enough for it. Raises DicomError naming the file.
     """
-    rescaled = {"RescaleSlope" in header and "RescaleIntercept" in header for header in headers}
-    if len(rescaled) > 1:
-        odd = next(i for i, header in enumerate(headers) if "RescaleSlope" not in header)
-        raise DicomError(f"lacks {tag_name('RescaleSlope')}, which other slices have", where=files[odd], hint=_AGAIN)
-    volume = np.empty((0, 0, 0, 0), dtype=np.int16)
-    for index, (path, header) in enumerate(zip(files, headers, strict=True)):
-        planes = _planes(path, header)
-        if index == 0:
-            volume = np.empty((planes.shape[0], len(files), *planes.shape[1:]), dtype=np.int16)
-        if planes.shape != (volume.shape[0], *volume.shape[2:]):
-            raise DicomError(f"decodes to {planes.shape}, unlike the first slice", where=path, hint=_AGAIN)
-        if volume.dtype == np.int16 and not _fits_int16(planes):
+    _check_scale(slices)
+    for header in dict.fromkeys(one.header for one in slices):
+        check_frames(header)
+    first = slices[0].header.pixels
+    volume = np.empty((first.samples, len(slices), first.rows, first.columns), dtype=np.int16)
+    masked, rounded = 0, False
+    for index, one in enumerate(slices):
+        stored, dirty = _masked(stored_frame(one.header, one.plane.frame), one.header.pixels)
+        masked += dirty
+        planes = _scaled(stored, one)
+        fits = (
+            planes.dtype == np.int16
+            or (planes.dtype.kind in "iu"
+            and planes.min() >= _INT16.min
+            and planes.max() <= _INT16.max)
+        )
+        if volume.dtype == np.int16 and not fits:
             volume = volume.astype(np.float32)
+        if not fits and planes.dtype.kind in "iu":
+            rounded |= bool(max(-int(planes.min()), int(planes.max())) > _EXACT)
         volume[:, index] = planes
-    return volume
+    return volume, _warnings(slices, masked, rounded)
 
 
-def white_is_low(header: Any) -> bool:
-    """Whether stored grey values are to be inverted: MONOCHROME1, but not in CT, where values are HU."""
-    return bool(header.get("PhotometricInterpretation") == "MONOCHROME1" and header.get("Modality") != "CT")
-
-
-def tag_name(keyword: str) -> str:
-    """A keyword with its tag.
-
-    >>> tag_name("PixelSpacing")
-    'PixelSpacing (0028,0030)'
-    """
-    tag = tag_for_keyword(keyword) or 0
-    return f"{keyword} ({tag >> 16:04X},{tag & 0xFFFF:04X})"
-
-
-def _planes(path: Path, header: Any) -> Shaped[np.ndarray, "c y x"]:
-    """One slice in scanner units."""
-    if "ModalityLUTSequence" in header:
-        raise DicomError(f"has a {tag_name('ModalityLUTSequence')}, not a slope", where=path, hint="not supported yet")
-    grey = str(header.get("PhotometricInterpretation", "")).startswith("MONOCHROME")
-    syntax = header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
-    if grey and (syntax is None or syntax in _NATIVE):
-        plane = _rescale(_native(path), header, path)[np.newaxis]
-        return _inverted(plane, header) if white_is_low(header) else plane
-    try:
-        with _quiet_decoder(syntax == JPEGExtended12Bit):
-            _, pixels = read_pixels(path, io="GDCMImageIO")
-    except ImageError as error:
-        raise DicomError(error.what, where=path, hint=error.hint) from error
-    pixels = pixels.astype(np.float32) if pixels.dtype.kind == "f" else pixels
-    plane = pixels[0]  # GDCM has applied slope and intercept, and inverted MONOCHROME1
-    rows, columns = int(header.Rows), int(header.Columns)
-    if plane.shape[:2] != (rows, columns):
-        raise DicomError(f"decodes to {plane.shape[:2]}, not {(rows, columns)}", where=path, hint=_AGAIN)
-    if plane.ndim == 3:
-        return np.moveaxis(plane, -1, 0)
-    undo = header.get("PhotometricInterpretation") == "MONOCHROME1" and not white_is_low(header)
-    return _inverted(plane[np.newaxis], header) if undo else plane[np.newaxis]
-
-
-def _native(path: Path) -> Shaped[np.ndarray, "y x"]:
-    with python_warnings.catch_warnings():
-        python_warnings.simplefilter("ignore")
-        try:
-            dataset = pydicom.dcmread(path, force=True)
-            if "TransferSyntaxUID" not in dataset.file_meta:  # file without preamble
-                implicit, little = dataset.original_encoding
-                native = (
-                    (ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian) if little else ExplicitVRBigEndian
-                )
-                dataset.file_meta.TransferSyntaxUID = native
-            pixels = dataset.pixel_array
-        except Exception as error:  # pydicom raises many kinds on damaged files
-            raise DicomError(f"pixels cannot be decoded ({error})", where=path, hint=_AGAIN) from error
-    if pixels.ndim != 2:
-        raise DicomError(f"holds pixels of shape {pixels.shape}", where=path, hint=_AGAIN)
-    return np.asarray(pixels)
-
-
-def _rescale(raw: Shaped[np.ndarray, "y x"], header: Any, path: Path) -> Shaped[np.ndarray, "y x"]:
-    slope, intercept = _slope(header, path)
-    if raw.dtype.kind == "f" or not (slope.is_integer() and intercept.is_integer()):
-        return (raw * slope + intercept).astype(np.float32)
-    if (slope, intercept) == (1.0, 0.0):
-        return raw
-    return raw.astype(np.int64) * int(slope) + int(intercept)
-
-
-def _slope(header: Any, path: Path) -> tuple[float, float]:
-    try:
-        slope, intercept = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
-    except (TypeError, ValueError) as error:
-        raise DicomError(f"{tag_name('RescaleSlope')} is no number", where=path, hint=_AGAIN) from error
-    if slope == 0 or not np.isfinite([slope, intercept]).all():
-        raise DicomError(f"{tag_name('RescaleSlope')} is {slope}", where=path, hint=_AGAIN)
-    return slope, intercept
-
-
-def _inverted(planes: Shaped[np.ndarray, "c y x"], header: Any) -> Shaped[np.ndarray, "c y x"]:
-    """Mirrored within the stored range, in rescaled values."""
-    slope, intercept = _slope(header, Path())
-    top = -1 if header.get("PixelRepresentation", 0) else 2 ** int(header.BitsStored) - 1
-    mirror = slope * top + 2 * intercept
-    if mirror.is_integer() and planes.dtype.kind in "iu":
-        return int(mirror) - planes.astype(np.int64)
-    return (mirror - planes).astype(np.float32)
-
-
-def _fits_int16(planes: Shaped[np.ndarray, "c y x"]) -> bool:
-    if planes.dtype.kind not in "iu":
+def same_pixels(one: Slice, other: Slice) -> bool:
+    """Whether two planes have equal stored values and scale."""
+    scale = [(s.plane.slope, s.plane.intercept, s.plane.unit, s.plane.lut, white_is_low(s)) for s in (one, other)]
+    if scale[0] != scale[1]:
         return False
-    return bool(planes.min() >= _INT16.min and planes.max() <= _INT16.max)
+    for header in (one.header, other.header):
+        check_frames(header)
+    first, second = (_masked(stored_frame(s.header, s.plane.frame), s.header.pixels)[0] for s in (one, other))
+    return bool(np.array_equal(first, second))
 
 
-@contextmanager
-def _quiet_decoder(needed: bool) -> Iterator[None]:
-    """Keep the JPEG library's notes on 12-bit data, written straight to the error stream, off the terminal."""
-    if not needed:
-        yield
-        return
-    with _ERROR_STREAM, Path(os.devnull).open("wb") as nowhere:
-        kept = os.dup(2)
-        try:
-            os.dup2(nowhere.fileno(), 2)
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+def white_is_low(one: Slice) -> bool:
+    """Whether stored grey values are inverted: MONOCHROME1 where they have no unit, as in X-ray, MR and ultrasound.
+
+    It is a hint for the display. CT, PET and nuclear medicine values, and whatever names a unit in RescaleType, are
+    quantities and stay.
+    """
+    if one.header.pixels.photometric != "MONOCHROME1":
+        return False
+    return one.header.modality not in _MEASURED and one.plane.unit.upper() in {"", "US", "UNSPECIFIED"}
+
+
+def _check_scale(slices: Sequence[Slice]) -> None:
+    """Every plane has a usable scale of one kind and unit."""
+    reference = next((one for one in slices if _kind(one.plane) != "none"), slices[0])
+    for one in slices:
+        plane, where = one.plane, one.name
+        if _kind(plane) == "none" and one is not reference and _kind(reference.plane) != "none":
+            keyword = "ModalityLUTSequence" if reference.plane.lut else "RescaleSlope"
+            raise DicomError(f"lacks {tag_name(keyword)}, which other slices have", where=where, hint=_AGAIN)
+        if _kind(plane) != _kind(reference.plane):
+            raise DicomError(f"has a {tag_name('ModalityLUTSequence')}, others a slope", where=where, hint=_AGAIN)
+        if plane.unit != reference.plane.unit:
+            raise DicomError(
+                f"{tag_name('RescaleType')} or {tag_name('Units')} is {plane.unit or 'missing'}, "
+                f"{reference.plane.unit or 'missing'} in other slices",
+                where=where,
+                hint="split the series by unit",
+            )
+        if plane.lut and not plane.lut.entries:
+            raise DicomError(f"{tag_name('ModalityLUTSequence')} is damaged", where=where, hint=_AGAIN)
+        _slope(one)
+
+
+def _kind(plane: Plane) -> str:
+    return "table" if plane.lut else "none" if plane.slope is None and plane.intercept is None else "slope"
+
+
+def _slope(one: Slice) -> tuple[float, float]:
+    plane = one.plane
+    if (plane.slope is None) != (plane.intercept is None):
+        keyword = "RescaleSlope" if plane.slope is None else "RescaleIntercept"
+        raise DicomError(f"lacks {tag_name(keyword)}", where=one.name, hint=_AGAIN)
+    slope, intercept = (1.0,) if plane.slope is None else plane.slope, plane.intercept or (0.0,)
+    if len(slope) != 1 or plane.intercept == () or len(intercept) != 1:
+        raise DicomError(f"{tag_name('RescaleSlope')} or intercept is no number", where=one.name, hint=_AGAIN)
+    if slope[0] == 0:
+        raise DicomError(f"{tag_name('RescaleSlope')} is 0", where=one.name, hint=_AGAIN)
+    return slope[0], intercept[0]
+
+
+def _masked(raw: Shaped[np.ndarray, "*any"], pixels: Pixels) -> tuple[Shaped[np.ndarray, "*any"], bool]:
+    """The bits that BitsStored and HighBit name, sign-extended; and whether others were set."""
+    if raw.dtype.kind == "f" or (pixels.stored, pixels.high) == (pixels.allocated, pixels.allocated - 1):
+        return raw, False
+    above = pixels.allocated - 1 - pixels.high
+    below = pixels.high + 1 - pixels.stored
+    if pixels.signed:
+        low, high = -(1 << pixels.stored - 1), (1 << pixels.stored - 1) - 1
+    else:
+        low, high = 0, (1 << pixels.stored) - 1
+    if below == 0 and raw.min() >= low and raw.max() <= high:
+        return raw, False
+    clean = (raw << above) >> (above + below)
+    unsigned = raw.view(raw.dtype.str.replace("i", "u"))
+    used = ((1 << pixels.stored) - 1) << below
+    return clean, bool(np.any(unsigned & ~unsigned.dtype.type(used)))
+
+
+def _scaled(stored: Shaped[np.ndarray, "*s y x"], one: Slice) -> Shaped[np.ndarray, "*s y x"]:
+    """Modality values; whole numbers where slope and intercept are."""
+    plane, pixels = one.plane, one.header.pixels
+    inverted = white_is_low(one)
+    if plane.lut:
+        table = np.array(plane.lut.entries, dtype=np.int64)
+        values = table[np.clip(stored.astype(np.int64) - plane.lut.first, 0, len(table) - 1)]
+        return table.max() + table.min() - values if inverted else values
+    slope, intercept = _slope(one)
+    if inverted:
+        stored = (-1 if pixels.signed else (1 << pixels.stored) - 1) - stored.astype(np.int64)
+    if stored.dtype.kind == "f" or not (slope.is_integer() and intercept.is_integer()):
+        return (stored * slope + intercept).astype(np.float32)
+    if (slope, intercept) == (1.0, 0.0):
+        return stored
+    reach = max(abs(int(stored.min())), abs(int(stored.max()))) * max(abs(slope), 1) + abs(intercept)
+    wide = stored.astype(np.int16 if reach <= _INT16.max else np.int32 if reach < 1 << 31 else np.int64)
+    if slope != 1:
+        wide *= int(slope)
+    wide += int(intercept)
+    return wide
+
+
+def _warnings(slices: Sequence[Slice], masked: int, rounded: bool) -> tuple[str, ...]:
+    first = slices[0]
+    said = []
+    if white_is_low(first):
+        said.append("MONOCHROME1: grey values are inverted so that white is high")
+    elif first.header.pixels.photometric == "MONOCHROME1":
+        said.append("MONOCHROME1 is a hint for the display; values are not inverted")
+    if masked:
+        what = "overlays" if first.header.pixels.overlays else "bits"
+        said.append(f"{what} beyond {tag_name('BitsStored')} are masked in {masked} of {len(slices)} slices")
+    if rounded:
+        said.append("values beyond 16777216 are rounded to single precision")
+    if first.header.modality == "CT" and _kind(first.plane) == "none":
+        said.append(f"CT without {tag_name('RescaleSlope')}: values are as stored, perhaps not HU")
+    return tuple(said)

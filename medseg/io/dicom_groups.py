@@ -1,0 +1,165 @@
+"""Sort the image planes of many files into volumes, from their headers alone."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from medseg.io.dicom_headers import Header, Slice
+from medseg.io.dicom_planes import Plane
+
+Group = tuple[Slice, ...]
+_SCOUT_PLANES = 3  # planes of another orientation that a localizer has at most
+_SAME_PLACE_MM = 0.005  # positions are often written with two decimals
+_ALIKE = 0.01  # of direction cosines in one stack
+
+
+def group_slices(headers: Iterable[Header]) -> tuple[list[tuple[Group, str]], dict[int, str]]:
+    """Stacks of planes with what tells each from others of its series, and reasons for the headers left out.
+
+    Reasons are keyed by the place of a header in the iterable. Planes of one stack share series, frame of reference,
+    matrix, kind of object and orientation; a stack whose positions repeat is split by the attribute (echo, time,
+    b-value ...) that makes them unique, if there is one. Frames of a multi-frame file mix with other files only where
+    both belong to one concatenation.
+    """
+    refused: dict[int, str] = {}
+    stacks: dict[tuple[object, ...], list[list[Slice]]] = {}
+    number: dict[int, int] = {}
+    for index, header in enumerate(headers):
+        reason = unplaced(header)
+        if reason:
+            refused[index] = reason
+            continue
+        number[id(header)] = index
+        alike = stacks.setdefault(_stack_key(header), [])
+        for plane in header.planes:
+            one = Slice(header, plane)
+            near = next((stack for stack in alike if same_orientation(stack[0].plane, plane)), None)
+            if near is None:
+                alike.append([one])
+            else:
+                near.append(one)
+    kept = _without_scouts([stack for alike in stacks.values() for stack in alike], refused, number)
+    return [part for stack in kept for part in _split(stack)], refused
+
+
+def unplaced(header: Header) -> str | None:
+    """Why a multi-frame file has no planes in the patient, or None."""
+    if header.planes:
+        return None
+    if header.kind == "ultrasound":
+        return f"is an ultrasound cine ({header.frames} frames); frames are time, not slices"
+    return f"is a multi-frame object ({header.frames} frames) that gives its frames no position"
+
+
+def same_orientation(one: Plane, other: Plane) -> bool:
+    """Whether both state nearly the same direction cosines, or none."""
+    if not one.orientation or not other.orientation or len(one.orientation) != len(other.orientation):
+        return one.orientation == other.orientation
+    return max(abs(a - b) for a, b in zip(one.orientation, other.orientation, strict=True)) < _ALIKE
+
+
+def along_normal(planes: Sequence[Plane]) -> list[float] | None:
+    """Positions along the normal of the first plane in mm; None where a position or orientation is missing."""
+    cosines = planes[0].orientation
+    if not cosines or len(cosines) != 6 or any(not p.position or len(p.position) != 3 for p in planes):
+        return None
+    normal = np.cross(cosines[:3], cosines[3:])
+    points = np.array([plane.position for plane in planes], dtype=np.float64)
+    return [float(value) for value in points @ normal]
+
+
+def _stack_key(header: Header) -> tuple[object, ...]:
+    pixels = header.pixels
+    key = (header.series_uid, header.frame_uid, header.sop_class, header.modality, pixels.rows, pixels.columns)
+    alone = header.frames > 1 or header.kind == "projection" or not header.planes[0].position
+    if not alone:
+        return key
+    placed = header.frames > 1 or header.kind != "volume"
+    return (*key, header.concatenation_uid or header.path) if placed else key
+
+
+def _without_scouts(stacks: list[list[Slice]], refused: dict[int, str], number: dict[int, int]) -> list[list[Slice]]:
+    """Stacks without the few planes across a long stack of the same series, as localizers are sent with it."""
+    sizes: dict[str, list[int]] = {}
+    for stack in stacks:
+        sizes.setdefault(stack[0].header.series_uid, []).append(len(stack))
+    kept = []
+    for stack in stacks:
+        uid, first = stack[0].header.series_uid, stack[0]
+        longest = max(sizes[uid])
+        scout = uid and len(stack) <= _SCOUT_PLANES and longest >= 3 * len(stack) and first.plane.orientation
+        if scout and first.header.frames == 1:
+            for one in stack:
+                refused[number[id(one.header)]] = (
+                    f"is a localizer: {len(stack)} of another orientation or matrix than the {longest} of its series"
+                )
+        else:
+            kept.append(stack)
+    return kept
+
+
+def _split(stack: list[Slice]) -> list[tuple[Group, str]]:
+    """The stack, or its volumes if positions repeat and attributes tell which plane belongs to which."""
+    places = _places(stack)
+    distinct = {(place, *_identity(one)) for place, one in zip(places, stack, strict=True)}
+    most = max(Counter(place for place, _, _ in distinct).values())
+    if most == 1 or len(set(places)) == 1:
+        return [(tuple(stack), "")]
+    names = [name for name in dict(stack[0].plane.keys) if not name.startswith("DimensionIndexValues")]
+    names += [name for name in dict(stack[0].plane.keys) if name.startswith("DimensionIndexValues")]
+    values = {name: [dict(one.plane.keys).get(name, "") for one in stack] for name in names}
+    varying = [name for name in names if len(set(values[name])) > 1]
+    pairs = [(a, b) for i, a in enumerate(varying) for b in varying[i + 1 :]]
+    for keys in [*((name,) for name in varying), *pairs]:
+        parts = _parted(stack, places, list(zip(*(values[name] for name in keys), strict=True)), most)
+        if parts:
+            return [(part, _label(keys, value)) for value, part in parts.items()]
+    return [(tuple(stack), "")]
+
+
+def _places(stack: Sequence[Slice]) -> list[int]:
+    """A number for every plane's place; planes at the same place have the same."""
+    along = along_normal([one.plane for one in stack])
+    if along is None:
+        return list(range(len(stack)))
+    order = np.argsort(along, kind="stable")
+    steps = np.diff(np.array(along)[order]) > _SAME_PLACE_MM
+    numbers = np.empty(len(stack), dtype=int)
+    numbers[order] = np.concatenate([[0], np.cumsum(steps)])
+    return [int(value) for value in numbers]
+
+
+def _parted(
+    stack: Sequence[Slice], places: Sequence[int], values: Sequence[tuple[str, ...]], most: int
+) -> dict[tuple[str, ...], Group] | None:
+    """Parts by value if there are as many as planes at one place, and no place occurs twice in a part."""
+    if len(set(values)) != most:
+        return None
+    parts: dict[tuple[str, ...], list[Slice]] = {}
+    found: dict[tuple[str, ...], set[tuple[int, str, int]]] = {}
+    for one, place, value in zip(stack, places, values, strict=True):
+        parts.setdefault(value, []).append(one)
+        found.setdefault(value, set()).add((place, *_identity(one)))
+    if any(len({place for place, _, _ in part}) < len(part) for part in found.values()):
+        return None
+    return {value: tuple(parts[value]) for value in sorted(parts, key=_as_numbers)}
+
+
+def _identity(one: Slice) -> tuple[str, int]:
+    """Equal for copies of one plane."""
+    return one.header.sop_uid or str(one.header.path), one.plane.frame
+
+
+def _as_numbers(value: tuple[str, ...]) -> tuple[tuple[float, str], ...]:
+    found = []
+    for part in value:
+        try:
+            found.append((float(part), part))
+        except ValueError:
+            found.append((0.0, part))
+    return tuple(found)
+
+
+def _label(keys: Sequence[str], value: Sequence[str]) -> str:
+    return ", ".join(f"{key} {part or 'none'}" for key, part in zip(keys, value, strict=True))
