@@ -32,6 +32,10 @@ class DicomError(MedsegError):
     """A DICOM series cannot be read as one regular volume."""
 
 
+class NetworkError(MedsegError):
+    """Another machine cannot be reached, refuses, or answers in a way that cannot be used."""
+
+
 class PlanError(MedsegError):
     """A plan file does not fit its schema, or names an unknown step."""
 

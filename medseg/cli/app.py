@@ -9,7 +9,7 @@ from types import FrameType
 from cyclopts import App, CycloptsError
 
 from medseg import __version__
-from medseg.cli import convert, prediction, training
+from medseg.cli import convert, network, prediction, training
 from medseg.cli.terms import INTERRUPTED, OK, TERMINATED, USAGE, complain
 from medseg.errors import Interrupted, MedsegError
 
@@ -33,6 +33,7 @@ for command in (
     prediction.predict,
     prediction.evaluate,
     convert.convert,
+    network.listen,
     training.report,
 ):
     app.command(command)

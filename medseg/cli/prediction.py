@@ -10,7 +10,7 @@ from medseg.cli.terms import FAILED, OK, Device, Out, Words, show
 
 def predict(
     bundle: Path,
-    inputs: tuple[Path, ...],
+    inputs: tuple[str, ...],
     /,
     *,
     out: Out,
@@ -26,6 +26,10 @@ def predict(
     resume: Annotated[bool, Parameter(negative="")] = False,
     clean: bool = True,
     trust: Annotated[tuple[str, ...], Words] = (),
+    study: str | None = None,
+    series: Annotated[tuple[str, ...], Words] = (),
+    auth: Path | None = None,
+    ca: Path | None = None,
 ) -> int:
     """Segment scans: files, folders of files or DICOM folders; exit 1 if a case failed, the others are done.
 
@@ -36,7 +40,7 @@ def predict(
     bundle
         Model bundle, or the run folder that holds it.
     inputs
-        Scans.
+        Scans; or dicomweb:URL, to fetch a study from a server and store the DICOM SEG beside it.
     out
         Folder for label maps and report.json.
     folds
@@ -57,9 +61,18 @@ def predict(
         Apply the cleaning steps of the plan.
     trust
         Modules outside medseg that the bundle may import.
+    study
+        StudyInstanceUID, with dicomweb:URL.
+    series
+        SeriesInstanceUIDs, with dicomweb:URL; by default every series with images.
+    auth
+        File with user:password or a bearer token for dicomweb:URL.
+    ca
+        File of certificates to trust for dicomweb:URL.
     """
     from medseg.cli.progress import shown_progress
     from medseg.cli.tables import report_lines
+    from medseg.workflow.dicomweb import predict_study, study_address
     from medseg.workflow.predict import PredictOptions, predict_folder
 
     options = PredictOptions(
@@ -74,8 +87,12 @@ def predict(
         clean=clean,
         trust=trust,
     )
+    address = study_address(inputs, study, series, auth=auth, ca=ca)
     with shown_progress() as report:
-        result = predict_folder(bundle, inputs, out, options=options, report=report)
+        if address is None:
+            result = predict_folder(bundle, inputs, out, options=options, report=report)
+        else:
+            result = predict_study(bundle, address, out, options=options, report=report)
     show(report_lines(result))
     return FAILED if any(case.status == "failed" for case in result.cases) else OK
 

@@ -6,7 +6,22 @@ SURFACE = {
     "train": {"PLAN", "DATASET", "--out", "-o", "--fold", "--device", "--tensorboard"},
     "predict": {
         *("BUNDLE", "INPUTS", "--out", "-o", "--device", "--folds", "--tta", "--no-tta", "--overlap", "--resume"),
-        *("--save-probabilities", "--format", "--seg-kind", "--clean", "--no-clean", "--trust"),
+        *(
+            "--save-probabilities",
+            "--format",
+            "--seg-kind",
+            "--clean",
+            "--no-clean",
+            "--trust",
+            "--study",
+            "--series",
+            "--auth",
+            "--ca",
+        ),
+    },
+    "listen": {
+        *("--bundle", "--port", "--peer", "--aet", "--out", "-o", "--host", "--allow", "--quiet", "--queue", "--disk"),
+        *("--device", "--trust"),
     },
     "evaluate": {"PREDICTIONS", "REFERENCES", "--labels", "--tolerance", "--out", "-o"},
     "convert": {"SOURCE", "--out", "-o", "--series", "--channels"},
