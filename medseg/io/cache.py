@@ -14,7 +14,7 @@ from typing import Literal
 
 import blosc2
 import numpy as np
-from jaxtyping import Float32, Int32, Shaped
+from jaxtyping import Bool, Float32, Int32, Shaped
 from safetensors.numpy import load_file, save_file
 
 from medseg.errors import DatasetError, GeometryError, MedsegError
@@ -28,6 +28,7 @@ from medseg.types.plan import Preprocess
 VERSION: Literal["medseg.cache/1"] = "medseg.cache/1"
 POSITIONS = 10_000
 _BLOCK_VOXELS = 32 * 32 * 32
+_INSIDE = "inside"
 _PARTS = ("image.b2nd", "labels.b2nd", "foreground.safetensors")
 
 
@@ -54,6 +55,7 @@ class _Entry:
 class CachedCase:
     """A case in the cache; `foreground` holds up to 10,000 voxel positions (z, y, x) per label value.
 
+    `inside` holds as many of the part of the scan that counts, where it is not all (the fan of ultrasound).
     It holds paths, no open files, so it may be sent to other processes and read from several threads.
     """
 
@@ -64,6 +66,7 @@ class CachedCase:
     foreground: dict[int, Int32[np.ndarray, "n 3"]]
     foreground_voxels: dict[int, int]
     stem: Path
+    inside: Int32[np.ndarray, "n 3"] | None = None
 
     def read(self, box: Box) -> tuple[Float32[np.ndarray, "c z y x"], Shaped[np.ndarray, "z y x"]]:
         """Image and labels in `box`, which may reach outside the case: there both are 0.
@@ -80,12 +83,20 @@ def cache_key(preprocess: Preprocess, labels: Labels) -> str:
 
 
 def write_case(
-    folder: Path, case_id: str, image: Image, labels: LabelMap, *, patch: Size3, sources: Sequence[Path] = ()
+    folder: Path,
+    case_id: str,
+    image: Image,
+    labels: LabelMap,
+    *,
+    patch: Size3,
+    sources: Sequence[Path] = (),
+    inside: Bool[np.ndarray, "z y x"] | None = None,
 ) -> None:
     """Store a prepared case; it counts as present only when all of it is.
 
     `sources` are the files or folders it was made of: their sizes and times are recorded, so that `is_complete` sees
-    changes. Positions are drawn with a fixed seed, without the ignore value. Raises GeometryError if the grids differ.
+    changes. Positions are drawn with a fixed seed, without the ignore value, and also of `inside`. Raises
+    GeometryError if the grids differ.
     """
     if not image.geometry.same_grid(labels.geometry):
         raise GeometryError("image and labels lie on different grids", where=case_id, hint="prepare both alike")
@@ -94,8 +105,11 @@ def write_case(
     _write_array(_part(stem, _PARTS[0]), np.asarray(image.array, np.float32), patch, level=1)
     _write_array(_part(stem, _PARTS[1]), labels.array, patch, level=5)
     positions, counts = _sample_positions(labels)
+    stored = {str(value): found for value, found in positions.items()}
+    if inside is not None:
+        stored[_INSIDE] = _positions(np.flatnonzero(inside), inside.shape, 0)
     with whole_file(_part(stem, _PARTS[2])) as temporary:
-        save_file({str(value): found for value, found in positions.items()}, temporary)
+        save_file(stored, temporary)
     files = {part: _File(_part(stem, part).stat().st_size, file_sha256(_part(stem, part))) for part in _PARTS}
     voxels = {str(value): count for value, count in counts.items()}
     entry = _Entry(VERSION, case_id, image.channels, image.geometry, voxels, _identity(sources), files)
@@ -128,7 +142,9 @@ def open_case(folder: Path, case_id: str) -> CachedCase:
         raise DatasetError("not in the cache, or incomplete", where=f"{folder}: {case_id}", hint="prepare it again")
     stem = _stem(folder, case_id)
     entry = read_record(_part(stem, "json"), _Entry)
-    positions = {int(value): found for value, found in load_file(_part(stem, _PARTS[2])).items()}
+    stored = load_file(_part(stem, _PARTS[2]))
+    inside = stored.pop(_INSIDE, None)
+    positions = {int(value): found for value, found in stored.items()}
     return CachedCase(
         case_id=case_id,
         shape=entry.geometry.shape,
@@ -137,6 +153,7 @@ def open_case(folder: Path, case_id: str) -> CachedCase:
         foreground=dict(sorted(positions.items())),
         foreground_voxels={int(value): count for value, count in entry.foreground_voxels.items()},
         stem=stem,
+        inside=inside,
     )
 
 
@@ -198,12 +215,15 @@ def _sample_positions(labels: LabelMap) -> tuple[dict[int, Int32[np.ndarray, "n 
         if value == labels.labels.ignore:
             continue
         counts[value] = len(group)
-        drawn = group
-        if len(group) > POSITIONS:
-            drawn = np.sort(np.random.default_rng([0, value]).choice(group, POSITIONS, replace=False))
-        index = np.unravel_index(where[drawn], labels.array.shape)
-        positions[value] = np.stack(index, axis=1).astype(np.int32)
+        positions[value] = _positions(where[group], labels.array.shape, value)
     return positions, counts
+
+
+def _positions(flat: np.ndarray, shape: tuple[int, ...], seed: int) -> Int32[np.ndarray, "n 3"]:
+    """Up to 10,000 of the voxels with these flat indices, as (z, y, x) in scan order."""
+    if len(flat) > POSITIONS:
+        flat = np.sort(np.random.default_rng([0, seed]).choice(flat, POSITIONS, replace=False))
+    return np.stack(np.unravel_index(flat, shape), axis=1).astype(np.int32)
 
 
 def _identity(sources: Sequence[Path]) -> str:

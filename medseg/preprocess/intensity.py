@@ -3,11 +3,10 @@
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from jaxtyping import Bool, Float32, Shaped
-from scipy import ndimage
-from scipy.spatial import ConvexHull, QhullError
+from jaxtyping import Bool, Float32
 
 from medseg.errors import PlanError
+from medseg.preprocess.fan import fan_mask
 
 Volume = Float32[np.ndarray, "z y x"]
 Normalise = Callable[..., Volume]
@@ -88,51 +87,6 @@ INTENSITY: Mapping[str, Normalise] = {
     "rescale": rescale,
     "z_score": z_score,
 }
-
-
-def fan_mask(array: Shaped[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
-    """The insonified area of each plane: the convex hull of its largest region that is not dark.
-
-    Dark is within 4 % of the range from the smallest value to the 99.5th percentile. Thin lines and text beside the
-    fan are cut off, dark vessels and shadows inside it are filled. A plane without any such region is all inside.
-    """
-    mask = np.ones(array.shape, bool)
-    low = float(array.min())
-    dark = low + 0.04 * (float(np.percentile(array, 99.5)) - low)
-    for plane, out in zip(array, mask, strict=True):
-        out[:] = _hull(_largest_region(plane > dark))
-    return mask
-
-
-def _largest_region(bright: Bool[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
-    pad = 4
-    solid = ndimage.binary_closing(np.pad(bright, pad), np.ones((5, 5), bool))
-    solid = ndimage.binary_opening(solid, np.ones((5, 5), bool))[pad:-pad, pad:-pad]
-    regions, count = ndimage.label(solid, np.ones((3, 3)))
-    if count == 0:
-        return np.ones_like(bright)
-    largest: np.ndarray = regions == 1 + np.bincount(regions.ravel())[1:].argmax()
-    return largest
-
-
-def _hull(region: Bool[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
-    rows = np.flatnonzero(region.any(axis=1))
-    first = region[rows].argmax(axis=1)
-    last = region.shape[1] - 1 - region[rows, ::-1].argmax(axis=1)
-    points = np.concatenate([np.stack([rows, first], axis=1), np.stack([rows, last], axis=1)])
-    try:
-        edges = ConvexHull(points).equations
-    except QhullError:  # all points on one line
-        return region
-    y, x = (np.arange(n) for n in region.shape)
-    left, right = np.zeros(len(y)), np.full(len(y), -1.0)
-    right[rows[0] : rows[-1] + 1] = len(x)
-    for normal_y, normal_x, offset in edges:
-        if abs(normal_x) > 1e-9:
-            crossing = -(offset + normal_y * y) / normal_x
-            left, right = (left, np.minimum(right, crossing)) if normal_x > 0 else (np.maximum(left, crossing), right)
-    inside: np.ndarray = (x >= left[:, None] - 1e-6) & (x <= right[:, None] + 1e-6)
-    return inside
 
 
 def _standardise(array: Volume, mask: Bool[np.ndarray, "z y x"] | None) -> Volume:

@@ -14,7 +14,17 @@ from torch import Tensor
 from medseg.augment.chain import build_augment, margin
 from medseg.errors import MedsegError, TrainingError
 from medseg.io.cache import CachedCase
-from medseg.training.sampling import TRAIN, VALIDATE, draw_box, draw_voxel, generators, grow, is_forced, read_patch
+from medseg.training.sampling import (
+    TRAIN,
+    VALIDATE,
+    centred_box,
+    draw_box,
+    draw_voxel,
+    generators,
+    grow,
+    is_forced,
+    read_patch,
+)
 from medseg.types.labels import Labels
 from medseg.types.plan import Plan
 from medseg.types.tensors import Batch, Patch
@@ -97,7 +107,10 @@ def _read(plan: Plan, case: CachedCase, place: np.random.Generator, index: int, 
     try:
         forced = is_forced(index, sampling.batch, sampling.foreground_fraction)
         voxel = draw_voxel(place, case.foreground, plan.labels) if forced else None
-        box = draw_box(place, case.shape, sampling.patch, voxel)
+        if voxel is None and case.inside is not None and len(case.inside):
+            box = centred_box(place, case.shape, sampling.patch, case.inside)
+        else:
+            box = draw_box(place, case.shape, sampling.patch, voxel)
         return read_patch(case, grow(box, size), ndim=plan.network.topology.ndim)
     except MedsegError as error:
         raise TrainingError(error.what, where=f"{case.case_id}: {error.where}", hint=error.hint) from error

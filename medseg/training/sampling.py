@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Int32
 
 from medseg.io.cache import CachedCase
 from medseg.types.geometry import Box, Size3
@@ -64,6 +65,17 @@ def draw_box(rng: np.random.Generator, shape: Size3, patch: Size3, voxel: Size3 
             starts.append(int(rng.integers(first, max(first, last) + 1)))
         else:
             starts.append(max(first, voxel[axis] - m // 2))
+    return _box(starts, patch)
+
+
+def centred_box(rng: np.random.Generator, shape: Size3, patch: Size3, inside: Int32[np.ndarray, "n 3"]) -> Box:
+    """A patch box around one of the positions `inside`, moved into the scan where it would hang out."""
+    middle = inside[rng.integers(len(inside))]
+    starts = []
+    for n, m, voxel in zip(shape, patch, middle, strict=True):
+        lack = max(0, m - n)
+        first, last = -(lack // 2), n + lack // 2 + lack % 2 - m
+        starts.append(int(min(max(first, voxel - m // 2), max(first, last))))
     return _box(starts, patch)
 
 

@@ -18,6 +18,7 @@ from medseg.io.scans import find_cases
 from medseg.postprocess.chain import clean
 from medseg.postprocess.components import voxel_values
 from medseg.preprocess.chain import prepare_image
+from medseg.preprocess.fan import cut_to_fan, has_fan, image_fan
 from medseg.preprocess.native import most_probable, native_labels, native_probabilities
 from medseg.types.geometry import Geometry
 from medseg.types.image import Image, LabelMap
@@ -137,6 +138,8 @@ def predict_image(
         labels = most_probable(probabilities)
     else:
         labels = native_labels(scores, prepared.geometry, image.geometry, plan.labels)
+    if has_fan(plan.preprocess) and image.geometry.shape[0] == 1:
+        labels = cut_to_fan(labels, image_fan(image))
     cleaned = clean(labels, plan.postprocess if options.clean else ())
     warnings = tuple(dict.fromkeys((*prepared.warnings, *cleaned.warnings)))
     return Prediction(case_id, cleaned, volumes_ml(cleaned), probabilities, warnings, image.source)

@@ -17,6 +17,7 @@ from medseg.io.pairs import in_order, read_pair
 from medseg.io.records import read_record, record_sha256, to_plain, write_record
 from medseg.planning.splits import extend_splits, make_splits
 from medseg.preprocess.chain import prepare_image, prepare_labels
+from medseg.preprocess.fan import has_fan
 from medseg.training.curves import tensorboard
 from medseg.training.loop import Hook, fit
 from medseg.training.session import WEIGHTS, is_finished
@@ -111,7 +112,8 @@ def _prepare_case(plan: Plan, dataset: Dataset, cache: Path, case: Case) -> str:
         image, labels = read_pair(case, dataset)
         prepared = prepare_image(image, plan.preprocess)
         target = prepare_labels(labels, prepared.geometry, order=plan.preprocess.label_order)
-        write_case(cache, case.id, prepared, target, patch=plan.sampling.patch, sources=sources)
+        inside = (prepared.array != 0).any(axis=0) if has_fan(plan.preprocess) else None
+        write_case(cache, case.id, prepared, target, patch=plan.sampling.patch, sources=sources, inside=inside)
     except (MedsegError, OSError) as error:
         text = str(error)
         return text if text.startswith(case.id) else f"{case.id}: {text}"

@@ -6,7 +6,8 @@ from scipy import ndimage
 
 from medseg.errors import PlanError
 from medseg.plugins import resolve
-from medseg.preprocess.intensity import INTENSITY, anchor_scale, clip_z_score, fan_mask, fan_z_score, rescale, z_score
+from medseg.preprocess.fan import fan_mask
+from medseg.preprocess.intensity import INTENSITY, anchor_scale, clip_z_score, fan_z_score, rescale, z_score
 
 
 def cbct(seed=0, shape=(24, 64, 64)):

@@ -4,11 +4,12 @@ import torch
 from tiny_run import fill_cache, tiny_plan
 
 from medseg.errors import TrainingError
-from medseg.io.cache import CachedCase, open_case
+from medseg.io.cache import CachedCase, open_case, write_case
 from medseg.training import batches as module
-from medseg.training.batches import batches, encode_target, validation_batches
-from medseg.training.sampling import TRAIN, draw_box, draw_voxel, generators, grow, is_forced, read_patch
-from medseg.types.geometry import Box
+from medseg.training.batches import batches, draw_sample, encode_target, validation_batches
+from medseg.training.sampling import TRAIN, centred_box, draw_box, draw_voxel, generators, grow, is_forced, read_patch
+from medseg.types.geometry import Box, Geometry
+from medseg.types.image import Image, LabelMap
 from medseg.types.labels import Label, Labels
 from medseg.types.plan import Step
 
@@ -116,6 +117,26 @@ def test_regions_are_drawn_evenly():
     rng = np.random.default_rng(0)
     core = sum(draw_voxel(rng, foreground, regions) == (1, 1, 1) for _ in range(1000))
     assert 690 < core < 810  # half as core, a quarter through the whole
+
+
+def test_boxes_of_ultrasound_are_centred_in_the_fan_but_stay_within_the_scan():
+    rng = np.random.default_rng(0)
+    inside = np.array([[0, 4, 90], [0, 50, 60]], np.int32)
+    boxes = {centred_box(rng, (1, 100, 100), (1, 32, 32), inside) for _ in range(50)}
+    assert boxes == {Box((0, 0, 68), (1, 32, 100)), Box((0, 34, 44), (1, 66, 76))}
+    assert centred_box(rng, (1, 20, 100), (1, 32, 32), inside).start[1] == -6
+
+
+def test_samples_without_foreground_lie_in_the_fan(tmp_path):
+    plan = tiny_plan(ndim=2, augment=())
+    image = np.zeros((1, 1, 64, 64), np.float32)
+    image[..., 40:44, 10:50] = 1.0
+    grid = Geometry((1, 64, 64), (1.0, 1.0, 1.0))
+    labels = LabelMap(np.zeros(grid.shape, np.uint8), grid, plan.labels)
+    write_case(tmp_path, "a", Image(image, grid, ("US",)), labels, patch=(1, 16, 16), inside=image[0] != 0)
+    case = open_case(tmp_path, "a")
+    assert len(case.inside) == 160 and case.foreground == {}
+    assert all(draw_sample(plan, [case], step, 0)[0].image.max() == 1 for step in range(40))
 
 
 def test_a_box_holds_its_voxel_and_lies_inside_where_it_can():
