@@ -127,7 +127,7 @@ def _native(header: Header, frame: int) -> Shaped[np.ndarray, "y x"] | Shaped[np
     kind = "f" if pixels.form != "int" else "i" if pixels.signed else "u"
     dtype = np.dtype(f"{'>' if header.syntax == ExplicitVRBigEndian else '<'}{kind}{pixels.allocated // 8}")
     with header.path.open("rb") as file:
-        opened = open_data_set(file)[1] if header.syntax == Deflated else file
+        opened = open_data_set(file).file if header.syntax == Deflated else file
         flat = np.frombuffer(_read(opened, (pixels.offset + frame * size, size), header.path), dtype)
     flat = flat.astype(dtype.newbyteorder("="), copy=False)
     if pixels.samples == 1:

@@ -124,8 +124,19 @@ def read_header(path: Path) -> Header | str:
         return f"header cannot be read ({type(error).__name__})"
 
 
-def open_data_set(file: BinaryIO) -> tuple[str, BinaryIO, bool, bool]:
-    """Transfer syntax, the file at the start of its data set (in memory if deflated), implicit VR?, little endian?
+@dataclass(frozen=True)
+class DataSet:
+    """A file at the start of its data set, in memory if it was deflated, and how it is encoded."""
+
+    file: BinaryIO
+    syntax: str
+    sop_class: str  # as the meta header states it
+    implicit: bool
+    little: bool
+
+
+def open_data_set(file: BinaryIO) -> DataSet:
+    """Read the meta header of an open file.
 
     Raises InvalidDicomError for what does not begin like DICOM, ValueError for damaged or too large deflated data.
     """
@@ -133,12 +144,12 @@ def open_data_set(file: BinaryIO) -> tuple[str, BinaryIO, bool, bool]:
     file.seek(0)
     read_preamble(file, start in {b"\x02\x00", b"\x08\x00", b"\x00\x08"})  # old files have no preamble
     meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
-    syntax = text([meta], "TransferSyntaxUID")
+    syntax, sop_class = text([meta], "TransferSyntaxUID"), text([meta], "MediaStorageSOPClassUID")
     if syntax == DeflatedExplicitVRLittleEndian:
-        return syntax, _inflated(file), False, True
+        return DataSet(_inflated(file), syntax, sop_class, False, True)
     if not syntax:
         syntax = _guessed(file)
-    return syntax, file, syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
+    return DataSet(file, syntax, sop_class, syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian)
 
 
 def _inflated(file: BinaryIO) -> BinaryIO:
@@ -164,15 +175,15 @@ def _guessed(file: BinaryIO) -> str:
 
 def _read(path: Path, file: BinaryIO, size: int) -> Header | str:
     try:
-        syntax, opened, implicit, little = open_data_set(file)
+        opened = open_data_set(file)
     except ValueError as error:
         return str(error)
-    data = read_dataset(opened, implicit, little, stop_when=_at_pixels, specific_tags=_TAGS)
+    data = read_dataset(opened.file, opened.implicit, opened.little, stop_when=_at_pixels, specific_tags=_TAGS)
     places = [data]
-    sop_class, modality = text(places, "SOPClassUID"), text(places, "Modality")
+    sop_class, modality = text(places, "SOPClassUID") or opened.sop_class, text(places, "Modality")
     image_type = tuple(part.strip().upper() for part in text(places, "ImageType").split("\\"))
     reason = not_an_image(sop_class, modality) or scout(image_type)
-    pixels = reason or _pixels(data, opened, implicit, little)
+    pixels = reason or _pixels(data, opened)
     frames = whole(places, "NumberOfFrames", 1, "IS") or 1
     if isinstance(pixels, str) or frames < 0:
         return pixels if isinstance(pixels, str) else "number of frames is no number"
@@ -182,7 +193,7 @@ def _read(path: Path, file: BinaryIO, size: int) -> Header | str:
     return Header(
         path,
         image_kind(modality, image_type, placed=bool(planes and planes[0].position)),
-        syntax,
+        opened.syntax,
         sop_class,
         text(places, "SOPInstanceUID"),
         modality,
@@ -204,18 +215,18 @@ def _at_pixels(tag: int, vr: str | None, length: int) -> bool:
     return 0x7FE00008 <= tag <= 0x7FE00010
 
 
-def _pixels(data: Any, file: BinaryIO, implicit: bool, little: bool) -> Pixels | str:
+def _pixels(data: Any, opened: DataSet) -> Pixels | str:
     places = [data]
     rows, columns = whole(places, "Rows", 0), whole(places, "Columns", 0)
     if rows < 0 or columns < 0:
         return "size of the image is no number"
-    head = file.read(12)
+    head = opened.file.read(12)
     if rows == 0 or columns == 0 or head[:4] not in _FORMS:
         return "holds no pixels"
-    long = not implicit and head[4:6] in _LONG_VR
-    short = not implicit and not long
+    long = not opened.implicit and head[4:6] in _LONG_VR
+    short = not opened.implicit and not long
     field = head[8:12] if long else head[6:8] if short else head[4:8]
-    (length,) = struct.unpack(("<" if little else ">") + ("H" if short else "I"), field)
+    (length,) = struct.unpack(("<" if opened.little else ">") + ("H" if short else "I"), field)
     allocated = whole(places, "BitsAllocated", 16)
     stored = whole(places, "BitsStored", allocated)
     return Pixels(
@@ -229,7 +240,7 @@ def _pixels(data: Any, file: BinaryIO, implicit: bool, little: bool) -> Pixels |
         whole(places, "HighBit", stored - 1),
         whole(places, "PixelRepresentation", 0) == 1,
         _FORMS[head[:4]],
-        file.tell() - (0 if long else 4),
+        opened.file.tell() - (0 if long else 4),
         -1 if length == _UNDEFINED else length,
         any(whole(places, tag, 0) for tag in _OVERLAYS),
     )

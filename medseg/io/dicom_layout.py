@@ -36,7 +36,7 @@ def lay_out(slices: Sequence[Slice]) -> Layout:
     """Order planes along their normal and fit a grid; no pixels are read.
 
     Raises DicomError, naming file and tag, for planes that are unlike each other, without position or pixel spacing,
-    missing, uneven by more than 1 %, unevenly displaced within their plane, or all at one place.
+    missing, more than 1 % of their distance off an even grid, unevenly displaced within their plane, or at one place.
     """
     _check_alike(slices)
     first = slices[0]
@@ -174,39 +174,50 @@ def _steps(
         spacing, warnings = _single_spacing(slices[0].plane)
         return spacing, (0.0, 0.0), warnings
     along = points @ axes[:, 2]
-    sideways = (points - points[0]) @ axes[:, :2]
-    tilted = np.abs(sideways).max() > 2 * ROUNDING_MM
-    steps = np.diff(along)
-    usual = float(np.median(steps))
-    worst = int(np.argmax(np.abs(steps - usual)))
-    if abs(steps[worst] - usual) > max(0.01 * usual, ROUNDING_MM):
-        missing = round(float(steps[worst]) / usual) - 1
-        count = f"; about {missing} missing" if missing > 0 else ""
-        also = " in a stack with gantry tilt" if tilted else ""
-        raise DicomError(
-            f"lies {steps[worst]:.4g} mm after {_short(slices[worst])}, other slices {usual:.4g} mm apart{count}{also}",
-            where=slices[worst + 1].name,
-            hint="complete the series, or resample it if its slices are uneven on purpose",
-        )
     dz = float(along[-1] - along[0]) / (len(along) - 1)
-    if not tilted:
-        return dz, (0.0, 0.0), ()
-    return dz, _shear(slices, sideways, dz), ()
-
-
-def _shear(slices: Sequence[Slice], sideways: Float64[np.ndarray, "n 2"], dz: float) -> tuple[float, float]:
-    """Even displacement (y, x) per plane."""
-    step = sideways[-1] / (len(sideways) - 1)
-    off = np.abs(sideways - np.arange(len(sideways))[:, None] * step).max(axis=1)
-    far = int(np.argmax(off))
-    if off[far] > 2 * ROUNDING_MM or np.abs(step).max() > dz:
+    off = _off_line((points - points[0]) @ axes)
+    slack = max(0.01 * dz, ROUNDING_MM)
+    if off[:, 2].max() > slack:
+        _refuse_uneven(slices, along)
+    drift = (points[-1] - points[0]) @ axes[:, :2]
+    sideways = off[:, :2].max(axis=1)
+    far = int(np.argmax(sideways))
+    most = float(np.abs(drift).max())
+    if sideways[far] > 2 * slack or most > dz * (len(along) - 1):
         raise DicomError(
-            f"is displaced by {np.abs(sideways[far]).max():.3g} mm within its plane (gantry tilt or sheared stack), "
+            f"is displaced by {max(sideways[far], most):.3g} mm within its plane (gantry tilt or sheared stack), "
             "unevenly or by more than 45 degrees",
             where=slices[far].name,
             hint="resample the series to a right-angled grid first",
         )
-    return float(step[1]), float(step[0])
+    rough = float(off.max())
+    said = f"slices lie up to {rough:.2g} mm off an even grid of {dz:.4g} mm; they are taken as even"
+    warnings = (said,) if rough > 2 * ROUNDING_MM else ()
+    if most <= 2 * slack:
+        return dz, (0.0, 0.0), warnings
+    x, y = (float(v) / (len(along) - 1) for v in drift)
+    return dz, (y, x), warnings
+
+
+def _off_line(points: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 3"]:
+    """How far every point is from the straight, even row of points that fits them all best, per axis."""
+    number = np.arange(len(points)) - (len(points) - 1) / 2
+    centred = points - points.mean(axis=0)
+    slope = number @ centred / (number @ number)
+    return np.abs(centred - number[:, None] * slope)
+
+
+def _refuse_uneven(slices: Sequence[Slice], along: Float64[np.ndarray, " n"]) -> None:
+    steps = np.diff(along)
+    usual = float(np.median(steps))
+    worst = int(np.argmax(np.abs(steps - usual)))
+    missing = round(float(steps[worst]) / usual) - 1
+    count = f"; about {missing} missing" if missing > 0 else ""
+    raise DicomError(
+        f"lies {steps[worst]:.4g} mm after {_short(slices[worst])}, other slices {usual:.4g} mm apart{count}",
+        where=slices[worst + 1].name,
+        hint="complete the series, or resample it if its slices are uneven on purpose",
+    )
 
 
 def _single_spacing(plane: Plane) -> tuple[float, tuple[str, ...]]:

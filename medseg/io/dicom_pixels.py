@@ -35,11 +35,8 @@ def read_volume(slices: Sequence[Slice]) -> tuple[Shaped[np.ndarray, "c z y x"],
         stored, dirty = _masked(stored_frame(one.header, one.plane.frame), one.header.pixels)
         masked += dirty
         planes = _scaled(stored, one)
-        fits = (
-            planes.dtype == np.int16
-            or (planes.dtype.kind in "iu"
-            and planes.min() >= _INT16.min
-            and planes.max() <= _INT16.max)
+        fits = planes.dtype == np.int16 or (
+            planes.dtype.kind in "iu" and planes.min() >= _INT16.min and planes.max() <= _INT16.max
         )
         if volume.dtype == np.int16 and not fits:
             volume = volume.astype(np.float32)
@@ -61,14 +58,14 @@ def same_pixels(one: Slice, other: Slice) -> bool:
 
 
 def white_is_low(one: Slice) -> bool:
-    """Whether stored grey values are inverted: MONOCHROME1 where they have no unit, as in X-ray, MR and ultrasound.
+    """Whether stored grey values are inverted: MONOCHROME1 in projection X-ray, and wherever values have no unit.
 
-    It is a hint for the display. CT, PET and nuclear medicine values, and whatever names a unit in RescaleType, are
-    quantities and stay.
+    It is a hint for the display. CT, PET and nuclear medicine values, and what names a unit in RescaleType or Units,
+    are quantities and stay; in a projection, bone is to be brighter than air on every detector.
     """
-    if one.header.pixels.photometric != "MONOCHROME1":
+    if one.header.pixels.photometric != "MONOCHROME1" or one.header.modality in _MEASURED:
         return False
-    return one.header.modality not in _MEASURED and one.plane.unit.upper() in {"", "US", "UNSPECIFIED"}
+    return one.header.kind == "projection" or one.plane.unit.upper() in {"", "US", "UNSPECIFIED"}
 
 
 def _check_scale(slices: Sequence[Slice]) -> None:
