@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import MedsegError
+from medseg.io.label_names import read_snap_labels
 from medseg.types.dataset import Fault, Split
 from medseg.types.labels import Label, Labels
 
@@ -56,7 +57,7 @@ def read_header(folder: Path) -> tuple[Header | None, tuple[Fault, ...]]:
     if faults:
         return None, tuple(faults)
     channels = _channels(content, faults)
-    labels = _labels(content, faults)
+    labels = _labels(content, folder, faults)
     ending = _text(content, "file_ending", faults)
     count = content.get("numTraining")
     if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
@@ -104,8 +105,10 @@ def _channels(content: Mapping[str, Any], faults: list[Fault]) -> tuple[str, ...
     return tuple(table[key] for key in wanted)
 
 
-def _labels(content: Mapping[str, Any], faults: list[Fault]) -> Labels | None:
+def _labels(content: Mapping[str, Any], folder: Path, faults: list[Fault]) -> Labels | None:
     table = content.get("labels")
+    if isinstance(table, str):
+        return _described(folder / Path(table).name, faults)
     if not isinstance(table, dict) or not table:
         what = 'has no "labels"' if table is None else "labels are no table of name to value"
         faults.append(error(what, 'add e.g. "labels": {"background": 0, "liver": 1}'))
@@ -126,6 +129,17 @@ def _labels(content: Mapping[str, Any], faults: list[Fault]) -> Labels | None:
         return Labels(tuple(items), ignore[0] if ignore else None)
     except MedsegError as problem:
         faults.append(error(problem.what, problem.hint))
+        return None
+
+
+def _described(path: Path, faults: list[Fault]) -> Labels | None:
+    """The labels of an ITK-SNAP label description file beside `dataset.json`."""
+    try:
+        found = read_snap_labels(path)
+        ignore = [label.values[0] for label in found if label.name == "ignore"]
+        return Labels(tuple(label for label in found if label.name != "ignore"), ignore[0] if ignore else None)
+    except MedsegError as problem:
+        faults.append(error(problem.what, problem.hint, file=path.name))
         return None
 
 
@@ -233,10 +247,13 @@ def _is_texts(value: Any) -> bool:
 def plain_stem(name: str) -> str:
     """A file name without folder and image suffix.
 
-    >>> plain_stem("./labelsTr/spleen_12.nii.gz"), plain_stem("scan.v2.png")
-    ('spleen_12', 'scan.v2')
+    >>> plain_stem("./labelsTr/spleen_12.nii.gz"), plain_stem("scan.v2.png"), plain_stem("head.seg.nrrd")
+    ('spleen_12', 'scan.v2', 'head')
     """
     stem = Path(name).name
+    for ending in (".seg.nrrd", ".seg.dcm", ".rtstruct.dcm"):
+        if stem.lower().endswith(ending):
+            return stem[: -len(ending)]
     if stem.lower().endswith(".gz"):
         stem = stem[:-3]
     return Path(stem).stem

@@ -2,13 +2,14 @@
 
 import csv
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medseg.errors import DatasetError
 from medseg.io.dataset_json import FILE_NAME, Header, error, parse_splits, read_header, read_json, warning
-from medseg.io.images import SUFFIXES, is_image
+from medseg.io.images import SUFFIXES
+from medseg.io.named_labels import ENDINGS
 from medseg.io.scans import find_cases
 from medseg.types.dataset import Case, Dataset, Fault, Split
 
@@ -20,7 +21,9 @@ def read_dataset(folder: Path | str) -> Dataset:
     """The dataset in `folder`, which holds a `dataset.json` in the nnU-Net v2 or the Decathlon layout; reads no voxels.
 
     Beyond those layouts: optional "groups" ({case: patient}) in `dataset.json` or a `groups.csv` (case,group), and
-    folds in `splits_final.json` or `splits.json`; a scan may be a folder of DICOM files.
+    folds in `splits_final.json` or `splits.json`; a scan may be a folder of DICOM files, a label map a DICOM SEG, an
+    RTSTRUCT or a .seg.nrrd, whose structures are found by the names of "labels", alone in a folder or as a file; and
+    "labels" may name an ITK-SNAP label description file.
     Raises DatasetError that lists every fault, not only the first.
     """
     folder = Path(folder)
@@ -65,7 +68,7 @@ def _listed_cases(folder: Path, header: Header, faults: list[Fault]) -> list[Cas
         images = [_present(folder / name, len(header.channels)) for name in names]
         missing = [name for name, paths in zip(names, images, strict=True) if not paths]
         faults.extend(error("image is missing", "restore it or remove the case", case=case, file=n) for n in missing)
-        label = None if label_name is None else folder / label_name
+        label = None if label_name is None else _only_file(folder / label_name)
         if label is None:
             faults.append(error("has no label", "add a label or remove the case", case=case))
         elif not label.is_file():
@@ -84,7 +87,7 @@ def _present(path: Path, channels: int) -> tuple[Path, ...]:
     """The listed file, or the files of its channels (`scan.nii.gz` listed, `scan_0000.nii.gz` stored)."""
     if path.exists():
         return (path,)
-    ending = next((suffix for suffix in _by_length(SUFFIXES) if path.name.lower().endswith(suffix)), path.suffix)
+    ending = _ending(path.name) or path.suffix
     stem = path.name[: len(path.name) - len(ending)] if ending else path.name
     parts = tuple(path.with_name(f"{stem}_{index:04d}{ending}") for index in range(channels))
     return parts if all(part.exists() for part in parts) else ()
@@ -129,8 +132,15 @@ def _scan(folder: Path, header: Header, faults: list[Fault]) -> list[Case]:
 
 
 def _inferred_ending(folder: Path, faults: list[Fault]) -> str | None:
-    names = [p.name.lower() for part in ("imagesTr", "labelsTr") for p in _entries(folder / part) if p.is_file()]
-    endings = {next((s for s in _by_length(SUFFIXES) if name.endswith(s)), "") for name in names} - {""}
+    """The one ending of image files and of label maps by value; where there are none, that of named label maps."""
+    found = {
+        part: {_ending(path.name) for path in _entries(folder / part) if path.is_file()} - {""}
+        for part in ("imagesTr", "labelsTr")
+    }
+    endings = found["imagesTr"] | {ending for ending in found["labelsTr"] if ending not in ENDINGS}
+    endings = endings or set(sorted(found["labelsTr"])[:1])
+    if not endings and any(path.is_dir() for path in _entries(folder / "imagesTr")):
+        return ENDINGS[-1]
     if len(endings) == 1:
         return endings.pop()
     kinds = ", ".join(sorted(endings)) or "no image file"
@@ -141,17 +151,25 @@ def _inferred_ending(folder: Path, faults: list[Fault]) -> str | None:
 def _scan_labels(folder: Path, ending: str, files: _Files, faults: list[Fault]) -> None:
     others = []
     for path in _entries(folder / "labelsTr"):
-        if path.is_file() and path.name.lower().endswith(ending.lower()):
+        ends = next((known for known in ENDINGS if path.name.lower().endswith(known)), "")
+        if path.is_file() and path.name.lower().endswith(ending.lower()) and not ends:
             files.labels[path.name[: -len(ending)]] = path
         else:
             others.append(path)
     for path in others:
-        ends = next((suffix for suffix in _by_length(SUFFIXES) if path.name.lower().endswith(suffix)), None)
-        stem = path.name[: -len(ends)] if ends else path.name
-        if path.is_file() and is_image(path) and ends and stem not in files.labels:
-            files.labels[stem] = path
+        file = _only_file(path)
+        ends = _ending(path.name)
+        stem = path.name[: -len(ends)] if ends and file == path else path.name
+        if file.is_file() and _ending(file.name) and stem not in files.labels:
+            files.labels[stem] = file
         elif not _belongs_to_header(path):
             faults.append(_extra(path, folder, ending))
+
+
+def _only_file(path: Path) -> Path:
+    """The one file in a folder; a file itself, and a folder that holds none or several."""
+    inside = _entries(path)
+    return inside[0] if len(inside) == 1 else path
 
 
 def _scan_images(folder: Path, ending: str, files: _Files, faults: list[Fault]) -> None:
@@ -256,8 +274,10 @@ def _relative(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
 
 
-def _by_length(suffixes: Iterable[str]) -> list[str]:
-    return sorted(suffixes, key=lambda suffix: (-len(suffix), suffix))
+def _ending(name: str) -> str:
+    """The ending of an image or label map, "" if it has none of the known ones."""
+    known = (*ENDINGS, *sorted(SUFFIXES, key=len, reverse=True))
+    return next((suffix for suffix in known if name.lower().endswith(suffix)), "")
 
 
 def _some(names: list[str]) -> str:

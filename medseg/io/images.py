@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ from jaxtyping import Shaped
 
 from medseg.errors import DicomError, GeometryError, ImageError, MedsegError
 from medseg.io.itk import read_itk, write_itk
+from medseg.io.label_values import some_of, values_in, whole_numbers
+from medseg.io.named_labels import is_named, read_named_labels
 from medseg.io.nifti import read_nifti, write_nifti
 from medseg.io.raster import read_raster, write_raster
 from medseg.types.geometry import Geometry
@@ -53,7 +56,13 @@ def is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def read_image(paths: Sequence[Path], *, channels: tuple[str, ...] = (), files: Sequence[Sequence[Path]] = ()) -> Image:
+def read_image(
+    paths: Sequence[Path],
+    *,
+    channels: tuple[str, ...] = (),
+    files: Sequence[Sequence[Path]] = (),
+    volumes: Sequence[int] = (),
+) -> Image:
     """Read one scan: one path per channel, or one path that holds all channels.
 
     A path is a file of SUFFIXES, a folder that holds one DICOM series, or a DICOM file, which stands for its series
@@ -62,7 +71,8 @@ def read_image(paths: Sequence[Path], *, channels: tuple[str, ...] = (), files: 
     are equal, up to max(0.01 mm, 1 % of the smallest voxel side) they are taken as the first channel's with a
     warning. A colour file where one channel is asked becomes grey: exactly if its channels are equal, else by
     luminance with a warning. `channels` names the channels and fixes their number; without it, a fourth axis that is
-    time is refused. `files`, as in `Case`, are the DICOM files to read for each path, whatever else lies beside them.
+    time is refused. `files` and `volumes`, as in `Case`, say which DICOM files to read for each path, and which of
+    the volumes they hold, whatever else lies beside them.
 
     Raises ImageError for files that cannot be read, hold NaN or infinite voxels, or another number of channels;
     GeometryError for grids that are invalid or differ; DicomError for series that are no regular volume.
@@ -74,10 +84,11 @@ def read_image(paths: Sequence[Path], *, channels: tuple[str, ...] = (), files: 
             f"{len(paths)} files for channels {', '.join(channels)}", where=paths[0], hint="give one file per channel"
         )
     expected = 1 if len(paths) > 1 else len(channels)
-    own = [*files, *[()] * (len(paths) - len(files))]
+    own = list(zip_longest(paths, files, volumes, fillvalue=None))
     parts = [
-        _with_channels(_read_path(path, only, channels_named=expected > 1), expected, path)
-        for path, only in zip(paths, own, strict=True)
+        _with_channels(_read_path(path, only or (), volume or 0, channels_named=expected > 1), expected, path)
+        for path, only, volume in own
+        if path is not None
     ]
     warnings = list(parts[0].warnings)
     for path, part in zip(paths[1:], parts[1:], strict=True):
@@ -117,11 +128,16 @@ def check_same_grid(reference: Geometry, other: Geometry, *, where: object = "")
     return (f"its grid lies {apart:.2g} mm away and is taken as equal",)
 
 
-def read_labels(path: Path, labels: Labels) -> LabelMap:
+def read_labels(path: Path, labels: Labels, image: Image | None = None) -> LabelMap:
     """Read a label map, uint8 or uint16 (z, y, x), values as stored (float files must hold whole numbers).
 
-    Raises ImageError, naming the values, where a voxel is neither background, nor a class, nor the ignore value.
+    DICOM SEG, RTSTRUCT and .seg.nrrd name their structures: those named like `labels` are taken, with the values of
+    `labels`, on the grid of `image`, which DICOM SEG and RTSTRUCT need.
+    Raises ImageError, naming the values, where a voxel is neither background, nor a class, nor the ignore value; and
+    what the readers of named structures raise.
     """
+    if is_named(path):
+        return read_named_labels(path, labels, image)
     image = _read_path(path, stored_values=True)
     array = image.array
     if len(array) == 3 and _same_channels(array):
@@ -129,11 +145,11 @@ def read_labels(path: Path, labels: Labels) -> LabelMap:
     if len(array) != 1:
         raise ImageError(f"has {len(array)} channels", where=path, hint="a label map holds one number per voxel")
     allowed = labels.known() | {0} | ({labels.ignore} if labels.ignore is not None else set())
-    grid = _whole_numbers(array[0], max(allowed), path)
-    unknown = sorted(set(_values(grid)) - allowed)
+    grid = whole_numbers(array[0], max(allowed), path)
+    unknown = sorted(set(values_in(grid)) - allowed)
     if unknown:
         raise ImageError(
-            f"holds values {_some(unknown)} that are no class", where=path, hint=f"known values are {sorted(allowed)}"
+            f"holds values {some_of(unknown)} that are no class", where=path, hint=f"known values are {sorted(allowed)}"
         )
     return LabelMap(grid, image.geometry, labels, image.warnings)
 
@@ -178,10 +194,15 @@ def _suffix(path: Path) -> str:
 
 
 def _read_path(
-    path: Path, files: Sequence[Path] = (), *, stored_values: bool = False, channels_named: bool = False
+    path: Path,
+    files: Sequence[Path] = (),
+    volume: int = 0,
+    *,
+    stored_values: bool = False,
+    channels_named: bool = False,
 ) -> Image:
     try:
-        image = _read_dicom(path, files) if files else _decode(path, stored_values, channels_named)
+        image = _read_dicom(path, files, volume) if files else _decode(path, stored_values, channels_named)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ImageError(f"cannot be opened ({reason})", where=path, hint="check the path") from error
@@ -216,12 +237,13 @@ def _decode(path: Path, stored_values: bool, channels_named: bool) -> Image:
     raise ImageError("is no known image format", where=path, hint=f"use DICOM or one of {', '.join(SUFFIXES)}")
 
 
-def _read_dicom(path: Path, files: Sequence[Path] = ()) -> Image:
-    """The series of `files`, else the one series in a folder, or the series in its folder that a file belongs to."""
+def _read_dicom(path: Path, files: Sequence[Path] = (), volume: int = 0) -> Image:
+    """A volume of `files`, else the one series in a folder, or the series in its folder that a file belongs to."""
     from medseg.io.dicom_series import find_series, group_files, read_series
 
     if files:
         found, refused = group_files(files)
+        found = tuple(series for series in found if set(series.files) == set(files))[volume : volume + 1]
     elif path.is_dir():
         found, refused = find_series(path)
     else:
@@ -270,31 +292,3 @@ def _same_channels(array: Shaped[np.ndarray, "c z y x"]) -> bool:
 def _stack(arrays: Sequence[Shaped[np.ndarray, "1 z y x"]]) -> Shaped[np.ndarray, "c z y x"]:
     dtype = np.result_type(*arrays)
     return np.concatenate(arrays, dtype=np.float32 if dtype == np.float64 else dtype, casting="same_kind")
-
-
-def _whole_numbers(grid: Shaped[np.ndarray, "z y x"], top: int, path: Path) -> Shaped[np.ndarray, "z y x"]:
-    """The same values as the smallest unsigned type that holds them and `top`."""
-    if grid.dtype.kind == "f":
-        for plane in grid:
-            odd = plane[np.abs(plane - np.rint(plane)) > 1e-3]
-            if odd.size:
-                fractions = _some(np.unique(odd).tolist())
-                raise ImageError(f"holds fractions {fractions}", where=path, hint="a label map holds whole numbers")
-        grid = np.rint(grid)
-    low, high = int(grid.min()), int(grid.max())
-    if low < 0 or high > np.iinfo(np.uint16).max:
-        raise ImageError(f"holds values from {low} to {high}", where=path, hint="label values are 0 to 65535")
-    return grid.astype(np.uint8 if max(top, high) < 256 else np.uint16, copy=False)
-
-
-def _values(grid: Shaped[np.ndarray, "z y x"]) -> list[int]:
-    """Every value that occurs, plane by plane, so that no large temporary is made."""
-    counts = np.zeros(int(grid.max()) + 1, dtype=np.int64)
-    for plane in grid:
-        counts += np.bincount(plane.ravel(), minlength=len(counts))
-    return [int(value) for value in np.flatnonzero(counts)]
-
-
-def _some(values: Sequence[float]) -> str:
-    shown = ", ".join(f"{value:g}" for value in values[:10])
-    return shown if len(values) <= 10 else f"{shown} ... ({len(values)} in all)"

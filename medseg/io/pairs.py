@@ -28,7 +28,7 @@ def read_pair(case: Case, dataset: Dataset) -> tuple[Image, LabelMap]:
     if case.label is None:
         raise DatasetError("has no label map", where=case.id, hint="add one or leave the case out")
     image = read_image(case.images, channels=dataset.channels)
-    labels = read_labels(case.label, dataset.labels)
+    labels = read_labels(case.label, dataset.labels, image)
     notes = check_label_grid(image.geometry, labels.geometry, where=case.id)
     return image, replace(labels, geometry=image.geometry, warnings=(*labels.warnings, *notes))
 

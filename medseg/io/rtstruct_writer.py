@@ -120,9 +120,8 @@ def _referenced(header: Any, frame: str, planes: Sequence[Plane]) -> Item:
 def _roi_contour(number: int, label: Label, labels: LabelMap, planes: Sequence[Plane]) -> Item:
     """All contours of one class; an empty class has none."""
     items = []
-    values = [label.written] if len(label.values) == 1 else sorted({*label.values, label.written})
     for index, plane in enumerate(planes):
-        mask: Bool[np.ndarray, "y x"] = np.isin(labels.array[index], values)
+        mask: Bool[np.ndarray, "y x"] = np.isin(labels.array[index], label.stored)
         for polygon in outlines(mask):
             items.append(_contour(_to_mm(polygon, index, labels.geometry), plane))
     colour = getattr(label, "color", None) or _COLOURS[(number - 1) % len(_COLOURS)]

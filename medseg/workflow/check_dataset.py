@@ -13,6 +13,7 @@ from jaxtyping import Float32
 from medseg.errors import DatasetError, GeometryError, MedsegError
 from medseg.io.datasets import survey
 from medseg.io.images import read_image, read_labels
+from medseg.io.named_labels import is_named
 from medseg.io.pairs import GRID_TOLERANCE, check_label_grid, in_order
 from medseg.planning.near_duplicates import find_look_alikes, thumbnail
 from medseg.planning.splits import make_splits, split_faults
@@ -91,7 +92,7 @@ def _look(dataset: Dataset, case: Case) -> _Seen:
     except MedsegError as problem:
         faults.append(_of_error(case.id, image_file, problem, dataset.root))
     try:
-        labels = read_labels(case.label or dataset.root, _ANY)
+        labels = _read_labels(dataset, case.label or dataset.root, image)
     except MedsegError as problem:
         faults.append(_of_error(case.id, label_file, problem, dataset.root))
     if image is not None:
@@ -105,6 +106,13 @@ def _look(dataset: Dataset, case: Case) -> _Seen:
     values = frozenset(_counts(labels)) if labels is not None else None
     unit = image.geometry.unit if image is not None else None
     return _Seen(tuple(faults), unit, values, thumbnail(image.array) if image is not None else None)
+
+
+def _read_labels(dataset: Dataset, path: Path, image: Image | None) -> LabelMap | None:
+    """Every value of a label map, or its structures that the dataset names; None without the image these need."""
+    if not is_named(path):
+        return read_labels(path, _ANY)
+    return None if image is None else read_labels(path, dataset.labels, image)
 
 
 def _of_error(case: str, file: str, problem: MedsegError, root: Path) -> Fault:

@@ -1,0 +1,85 @@
+"""Data sets of DICOM scans whose labels are contours or segments, through the command line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from medseg import check_dataset
+from medseg.cli.app import main
+from medseg.io.datasets import read_dataset
+from medseg.io.images import read_image
+from medseg.io.pairs import read_pair
+from medseg.io.rtstruct import write_rtstruct
+from medseg.types.image import LabelMap
+from tests.dicom_phantoms import grid, write_dicom
+from tests.phantoms import SHELL_AND_CORE, nested_ellipsoids
+
+SHAPE = (12, 24, 20)
+
+
+def rtstruct(labels, image, path):
+    write_rtstruct(labels, image, path)
+
+
+WRITERS = {"rtstruct": (rtstruct, "labelsTr/{}.dcm")}
+
+
+@pytest.fixture(params=sorted(WRITERS))
+def data(request, tmp_path):
+    """Five cases; the label names differ in case from those of the files."""
+    write, name = WRITERS[request.param]
+    folder = tmp_path / "data"
+    for seed in range(5):
+        pixels, labels = nested_ellipsoids(SHAPE, seed=seed)
+        series = folder / f"imagesTr/case_{seed}_0000"
+        write_dicom(series, np.rint(pixels), grid(SHAPE, spacing_mm=(2.0, 1.0, 1.0)))
+        image = read_image([series])
+        path = folder / name.format(f"case_{seed}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(LabelMap(labels, image.geometry, SHELL_AND_CORE), image, path)
+    described = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "Shell": 4, "CORE": 2}, "numTraining": 5}
+    (folder / "dataset.json").write_text(json.dumps(described), "utf-8")
+    return folder
+
+
+def test_labels_are_found_by_name_on_the_grid_of_their_image(data):
+    dataset = read_dataset(data)
+    assert [case.id for case in dataset.cases] == [f"case_{seed}" for seed in range(5)]
+    for seed, case in enumerate(dataset.cases):
+        image, labels = read_pair(case, dataset)
+        expected = np.array([0, 4, 2])[nested_ellipsoids(SHAPE, seed=seed)[1]]
+        assert np.array_equal(labels.array, expected)
+        assert labels.geometry == image.geometry and labels.warnings == ()
+
+
+def test_check_and_plan_take_them_as_any_labels(data, tmp_path, capsys):
+    assert main(["check", str(data)]) == 0
+    assert "0 errors, 0 warnings" in capsys.readouterr().out
+    run = tmp_path / "run"
+    assert main(["plan", str(data), "--vram", "4", "--device", "cpu", "-o", str(run)]) == 0
+    plan = json.loads((run / "plan-3d_fullres.json").read_text("utf-8"))
+    assert {item["name"]: item["values"] for item in plan["labels"]["items"]} == {"CORE": [2], "Shell": [4]}
+
+
+def test_check_names_what_is_there(data):
+    content = json.loads((data / "dataset.json").read_text("utf-8"))
+    content["labels"] = {"background": 0, "Shell": 1, "kernel": 2}
+    (data / "dataset.json").write_text(json.dumps(content), "utf-8")
+    faults = check_dataset(data)
+    assert {fault.severity for fault in faults} == {"warning"}
+    assert 'label map: holds no "kernel", taken as absent; it holds "shell", "core"' in faults[0].what
+    assert faults[-1].what == 'label "kernel" is in no label map'
+    content["labels"] = {"background": 0, "kernel": 2}
+    (data / "dataset.json").write_text(json.dumps(content), "utf-8")
+    errors = [fault for fault in check_dataset(data) if fault.severity == "error"]
+    assert len(errors) == 5 and 'it holds "shell", "core"' in errors[0].what
+
+
+def test_labels_of_another_scan_are_errors(data):
+    labels = sorted((data / "labelsTr").iterdir())
+    first = labels[0].read_bytes()
+    labels[0].write_bytes(labels[1].read_bytes())
+    labels[1].write_bytes(first)
+    errors = [fault for fault in check_dataset(data) if fault.severity == "error"]
+    assert [fault.case for fault in errors] == ["case_0", "case_1"]
