@@ -9,7 +9,7 @@ from types import FrameType
 from cyclopts import App, CycloptsError
 
 from medseg import __version__
-from medseg.cli import convert, network, prediction, training
+from medseg.cli import convert, models, network, prediction, training
 from medseg.cli.terms import INTERRUPTED, OK, TERMINATED, USAGE, complain
 from medseg.errors import Interrupted, MedsegError
 
@@ -37,6 +37,7 @@ for command in (
     training.report,
 ):
     app.command(command)
+app.command(models.model)
 
 
 class _Terminated(BaseException):

@@ -15,10 +15,15 @@ Words = Parameter(consume_multiple=True, negative="")
 
 def show(text: str) -> None:
     """A result, on stdout."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(_printable(text) + "\n")
 
 
 def complain(text: str, code: int) -> int:
     """An error or warning, on stderr; returns `code`."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(_printable(text) + "\n")
     return code
+
+
+def _printable(text: str) -> str:
+    """Text out of files must not steer the terminal: control characters become escapes."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)

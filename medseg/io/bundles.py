@@ -15,12 +15,14 @@ from safetensors import SafetensorError, safe_open
 import medseg
 from medseg.errors import BundleError, MedsegError
 from medseg.io.files import file_sha256, sync_folder, write_text
+from medseg.io.plain_json import read_json
 from medseg.io.records import read_record, to_plain, write_record
+from medseg.io.tensor_files import read_tensor_table
 from medseg.types.plan import Plan
 from medseg.types.result import Member, ModelBundle
 
 MANIFEST = "manifest.json"
-_LARGEST_JSON = 64 << 20  # bytes; a manifest or plan is never near it
+_LARGEST_FILE = 64 << 30  # bytes
 
 
 @dataclass(frozen=True)
@@ -87,32 +89,63 @@ def save_bundle(
 def load_bundle(root: Path, *, trust: Sequence[str] = ()) -> ModelBundle:
     """Read a bundle after checking every file's size and hash; nothing in it is executed or unpickled.
 
-    Raises BundleError if a file is missing, changed, a link or outside the folder, if the schema is unknown, or if
-    the plan names code of modules that are not in, or below, `trust`.
+    Raises BundleError as `check_bundle`, and if the plan names code of modules that are not in, or below, `trust`.
     """
-    manifest = _read(root / MANIFEST, Manifest, "this is no model bundle, or one of a newer medseg")
+    bundle = check_bundle(root)
+    foreign = [ref for ref in bundle.code_refs if not any(ref == top or ref.startswith(top + ".") for top in trust)]
+    if foreign:
+        raise BundleError(
+            f"needs code of {', '.join(foreign)}", where=root, hint="read that code, then name the module as trusted"
+        )
+    return bundle
+
+
+def check_bundle(root: Path) -> ModelBundle:
+    """Read a bundle of any origin: every file's size and hash, the tables of its tensors, its plan and scores.
+
+    Raises BundleError if a file is missing, changed, a link or outside the folder, if the schema is unknown, if
+    members are no tensor files, or if JSON is oversized, too deep or holds numbers that are not finite.
+    """
+    manifest = read_manifest(root)
     needed = {"plan.json", "scores.json", *(entry.weights for entry in manifest.members)}
     unlisted = sorted(needed - set(manifest.files))
     if unlisted or not manifest.members:
         what = f"does not list {', '.join(unlisted)}" if unlisted else "lists no members"
         raise BundleError(what, where=root / MANIFEST, hint="copy the whole bundle again")
-    for name, entry in manifest.files.items():
-        _check_file(root, name, entry)
     pickles = [m.weights for m in manifest.members if not m.weights.endswith(".safetensors")]
     if pickles:
         raise BundleError("is not tensors only", where=root / pickles[0], hint="do not use this bundle")
+    for name, entry in manifest.files.items():
+        _check_file(root, name, entry)
+    for member in manifest.members:
+        read_tensor_table(root / member.weights)
     plan = _read(root / "plan.json", Plan, "the plan is of another version of medseg")
+    scores = read_json(root / "scores.json")
+    if not isinstance(scores, dict):
+        raise BundleError("holds no scores by name", where=root / "scores.json", hint="copy the whole bundle again")
     refs = tuple(sorted({*manifest.code_refs, *_code_refs(to_plain(plan))}))
-    foreign = [ref for ref in refs if not any(ref == top or ref.startswith(top + ".") for top in trust)]
-    if foreign:
-        raise BundleError(
-            f"needs code of {', '.join(foreign)}", where=root, hint="read that code, then name the module as trusted"
-        )
-    scores = json.loads((root / "scores.json").read_text(encoding="utf-8"))
     members = tuple(
         Member(entry.fold, entry.weights, manifest.files[entry.weights].sha256) for entry in manifest.members
     )
     return ModelBundle(root, plan, members, scores, refs)
+
+
+def bundle_folder(path: Path) -> Path:
+    """The bundle itself, or that in a run folder."""
+    inner = path / "bundle"
+    return inner if not (path / MANIFEST).is_file() and (inner / MANIFEST).is_file() else path
+
+
+def read_manifest(root: Path) -> Manifest:
+    """The manifest of a bundle. Raises BundleError where there is none."""
+    if root.is_file():
+        raise BundleError(
+            "is a file and not opened; a bundle is a folder with a manifest.json",
+            where=root,
+            hint="unpack an archive first; a checkpoint with pickles cannot be used",
+        )
+    manifest: Manifest = _read(root / MANIFEST, Manifest, "this is no model bundle, or one of a newer medseg")
+    return manifest
 
 
 def bundle_sha256(bundle: ModelBundle) -> str:
@@ -156,8 +189,7 @@ def _swap(part: Path, root: Path) -> None:
 
 def _read(path: Path, kind: type[Any], hint: str) -> Any:
     try:
-        if path.is_symlink() or path.stat().st_size > _LARGEST_JSON:
-            raise BundleError("is a link or far too large", where=path, hint=hint)
+        read_json(path)
         return read_record(path, kind)
     except (OSError, MedsegError) as error:
         what = error.what if isinstance(error, MedsegError) else f"cannot be read ({error.strerror})"
@@ -174,6 +206,8 @@ def _check_file(root: Path, name: str, entry: FileEntry) -> None:
         raise BundleError("is a link", where=path, hint="copy the bundle with its files, not links")
     if not path.is_file():
         raise BundleError("is missing", where=path, hint="copy the whole bundle again")
+    if entry.bytes > _LARGEST_FILE:
+        raise BundleError(f"is {entry.bytes} bytes long", where=path, hint="no member is that large")
     if path.stat().st_size != entry.bytes or file_sha256(path) != entry.sha256:
         raise BundleError("is damaged or was changed", where=path, hint="copy the bundle again from its source")
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medseg.errors import MedsegError, NetworkError, TrainingError
-from medseg.io.bundles import load_bundle
+from medseg.io.bundles import bundle_folder, load_bundle
 from medseg.io.dicom_node import NodeSettings, Peer, PeerRefused, running_node, send_files
 from medseg.io.inbox import Inbox, Outcome
 from medseg.training.lock import locked
 from medseg.types.progress import Report, silent
 from medseg.types.result import RunReport
-from medseg.workflow.model import PredictOptions, bundle_folder
+from medseg.workflow.model import PredictOptions
 from medseg.workflow.predict import predict_folder
 
 _LOG = logging.getLogger(__name__)
