@@ -26,6 +26,9 @@ def predict(
     resume: Annotated[bool, Parameter(negative="")] = False,
     clean: bool = True,
     trust: Annotated[tuple[str, ...], Words] = (),
+    workers: int | None = None,
+    case_minutes: float | None = None,
+    keep_identifiers: Annotated[bool, Parameter(negative="")] = False,
     study: str | None = None,
     series: Annotated[tuple[str, ...], Words] = (),
     auth: Path | None = None,
@@ -61,6 +64,14 @@ def predict(
         Apply the cleaning steps of the plan.
     trust
         Modules outside medseg that the bundle may import.
+    workers
+        Processes that predict side by side, each with a copy of the model; one that dies costs its one case. 0 predicts
+        in this process; by default 1 for more than 16 cases.
+    case_minutes
+        Give a case up after so many minutes.
+    keep_identifiers
+        Name results of DICOM scans after their folders, and say file names in full; by default neither, since both
+        often hold the patient's name.
     study
         StudyInstanceUID, with dicomweb:URL.
     series
@@ -86,6 +97,9 @@ def predict(
         resume=resume,
         clean=clean,
         trust=trust,
+        workers=workers,
+        case_minutes=case_minutes,
+        keep_identifiers=keep_identifiers,
     )
     address = study_address(inputs, study, series, auth=auth, ca=ca)
     with shown_progress() as report:

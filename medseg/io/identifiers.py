@@ -23,23 +23,30 @@ def is_neutral(name: str) -> bool:
     return all(_NEUTRAL.fullmatch(part) for part in parts) and sum(part.isdecimal() for part in parts) < 3  # no dates
 
 
-def masked(path: Path, root: Path) -> Path:
-    """The path with "*" for every part below `root` that could name a patient; the suffix of a file stays.
+def masked(path: Path, root: Path) -> str:
+    """The path relative to `root` with "*" for every part that could name a patient; the suffix of a file stays.
 
-    >>> masked(Path("/in/DOE^JOHN/CT 1/IM7.dcm"), Path("/in")).as_posix()
-    '/in/*/CT 1/IM7.dcm'
+    >>> masked(Path("/in/DOE^JOHN/CT 1/IM7.dcm"), Path("/in"))
+    '*/CT 1/IM7.dcm'
     """
-    if not path.is_relative_to(root):
-        return Path(_masked_name(path.name))
-    return root.joinpath(*(_masked_name(part) for part in path.relative_to(root).parts))
+    parts = path.relative_to(root).parts if path.is_relative_to(root) else (path.name,)
+    return "/".join(_masked_name(part) for part in parts) or "."
 
 
 def masked_text(text: str, paths: Iterable[Path], root: Path) -> str:
-    """A message about `paths` below `root`, with "*" for the parts of them that could name a patient."""
+    """A message about `paths` below `root`: relative to `root`, with "*" for parts of them that could name a patient.
+
+    >>> masked_text("/in/DOE/I7: lies where DOE/I6 lies", [Path("/in/DOE/I7"), Path("/in/DOE/I6")], Path("/in"))
+    '*/I7: lies where */I6 lies'
+    """
+    if root.name:
+        here = rf"(?<![\w./]){re.escape(str(root))}"
+        text = re.sub(rf"{here}(?![\w/])", "scan", re.sub(rf"{here}/", "", text))
     names = {part for path in paths if path.is_relative_to(root) for part in path.relative_to(root).parts}
     for name in sorted((name for name in names if not is_neutral(name)), key=len, reverse=True):
-        text = text.replace(name, _masked_name(name))
-    return text
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", _masked_name(name), text)
+    home = "" if is_neutral(root.name) else rf"(?<!\w){re.escape(root.name)}(?=/)"
+    return re.sub(home, "*", text) if home and root.name else text
 
 
 def series_id(modality: str, unique: str) -> str:

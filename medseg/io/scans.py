@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medseg.io.archives import is_archive
+from medseg.io.dicom_headers import Header
 from medseg.io.dicom_scan import scan_headers, walk
-from medseg.io.dicom_series import Series, group_files
+from medseg.io.dicom_series import Series, group_headers
 from medseg.io.files import file_sha256
 from medseg.io.identifiers import series_id
 from medseg.io.images import image_stem, is_dicom, is_image
@@ -22,14 +23,19 @@ _VOXEL_FILES = {".raw": ".mhd", ".zraw": ".mhd", ".img": ".hdr"}  # and the head
 
 @dataclass(frozen=True)
 class _Scan:
-    """One file or series: its path, the name its case gets, the folder it lies in; for DICOM its files and UID."""
+    """One file or series: its path, the name its case gets, the folder it lies in.
+
+    For DICOM also its files, which of their volumes it is, series UID, modality, and what makes it one of a kind.
+    """
 
     path: Path
     stem: str
     folder: Path
     files: tuple[Path, ...] = ()
+    volume: int = 0
     series_uid: str = ""
     modality: str = ""
+    unique: str = ""
 
 
 def find_cases(
@@ -43,7 +49,7 @@ def find_cases(
     the name of its folder. Nothing is read but DICOM headers.
     """
     refused: dict[Path, str] = {}
-    scans: dict[Path, _Scan] = {}
+    scans: dict[tuple[Path, int], _Scan] = {}
     folders: dict[Path, list[_Scan]] = {}
     for path in inputs:
         if path.is_dir():
@@ -59,11 +65,16 @@ def find_cases(
             refused.update({} if found else scan_reason(path))
         else:
             found, refused[path] = [], "no image file"
-        scans.update({(scan.files[0] if scan.files else scan.path).absolute(): scan for scan in found})
+        scans.update({_place(scan): scan for scan in found})
     if inputs and not scans and not refused:
         refused.update({path: "holds no image file" for path in inputs})
     grouped = _group([scans[key] for key in sorted(scans)], channels, refused)
     return _named(grouped, keep_identifiers), refused
+
+
+def _place(scan: _Scan) -> tuple[Path, int]:
+    """What a scan is found by again and sorted by."""
+    return (scan.files[0] if scan.files else scan.path).absolute(), scan.volume
 
 
 def scan_reason(path: Path) -> dict[Path, str]:
@@ -90,11 +101,19 @@ def _beside(path: Path) -> list[Path]:
 
 
 def _series_in(files: Sequence[Path], refused: dict[Path, str], report: Report) -> list[_Scan]:
-    series, wrong = group_files(files)
-    refused.update({path: reason for path, reason in wrong.items() if path.name != "DICOMDIR"})
+    headers = scan_headers(files, report=report)
+    series, wrong = group_headers([header for header in headers.values() if isinstance(header, Header)])
+    wrong |= {path: header for path, header in headers.items() if isinstance(header, str)}
+    refused.update({path: wrong[path] for path in sorted(wrong) if path.name != "DICOMDIR"})
     homes = [Path(os.path.commonpath([file.parent for file in one.files])) for one in series]
     above = Counter(folder for one in series for folder in _folders_of(one))
-    return [_series_scan(one, home, shared=above[home] > 1) for one, home in zip(series, homes, strict=True)]
+    seen: Counter[frozenset[Path]] = Counter()
+    scans = []
+    for one, home in zip(series, homes, strict=True):
+        same = frozenset(one.files)
+        scans.append(_series_scan(one, home, shared=above[home] > 1, volume=seen[same]))
+        seen[same] += 1
+    return scans
 
 
 def _folders_of(series: Series) -> set[Path]:
@@ -103,16 +122,17 @@ def _folders_of(series: Series) -> set[Path]:
     return homes | {folder for home in homes for folder in home.parents}
 
 
-def _series_scan(one: Series, home: Path, *, shared: bool) -> _Scan:
+def _series_scan(one: Series, home: Path, *, shared: bool, volume: int) -> _Scan:
     """A series named after its folder, or its only file, or what tells it from others in its folder."""
     files = tuple(sorted(one.files))
+    unique = f"{one.uid} {one.part}".strip() or file_sha256(files[0])
     if not shared:
         path, stem, folder = home, home.resolve().name, home.parent
     elif len(files) == 1:
         path, stem, folder = files[0], image_stem(files[0]), files[0].parent
     else:
-        path, stem, folder = home, f"{home.resolve().name}_{series_id(one.modality, one.uid)}", home.parent
-    return _Scan(path, stem, folder, files, one.uid, one.modality)
+        path, stem, folder = home, f"{home.resolve().name}_{series_id(one.modality, unique)}", home.parent
+    return _Scan(path, stem, folder, files, volume, one.uid, one.modality, unique)
 
 
 def _is_voxel_file(path: Path) -> bool:
@@ -163,13 +183,15 @@ def _named(scans: list[list[_Scan]], keep_identifiers: bool) -> tuple[Case, ...]
             number += 1
             unique = f"{base}-{number}"
         taken.add(unique.casefold())
-        files = tuple(part.files for part in parts) if any(part.files for part in parts) else ()
-        uids = tuple(part.series_uid for part in parts if part.series_uid)
-        cases.append(Case(unique, tuple(part.path for part in parts), files=files, series_uids=uids))
+        case = Case(unique, tuple(part.path for part in parts))
+        if any(part.files for part in parts):
+            files, volumes = tuple(part.files for part in parts), tuple(part.volume for part in parts)
+            uids = tuple(part.series_uid for part in parts if part.series_uid)
+            case = replace(case, files=files, volumes=volumes, series_uids=uids)
+        cases.append(case)
     return tuple(cases)
 
 
 def _neutral(case: list[_Scan]) -> str:
     """Modality and a hash of what the series are, so that an id is the same in any order and any folder."""
-    uids = [scan.series_uid or (file_sha256(scan.files[0]) if scan.files else scan.stem) for scan in case]
-    return series_id(case[0].modality, " ".join(uids))
+    return series_id(case[0].modality, " ".join(scan.unique or scan.stem for scan in case))

@@ -3,28 +3,30 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from medseg.errors import TrainingError
+from medseg.errors import MedsegError, TrainingError
 
 _FAR = 1 << 20  # Windows locks bytes; one beyond the text keeps the text readable
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder`/lock, which names this process.
+def locked(
+    folder: Path, *, doing: str = "training", error: type[MedsegError] = TrainingError, remove: bool = False
+) -> Iterator[None]:
+    """Hold `folder`/lock, which names this process; `remove` takes the file away afterwards.
 
-    Raises TrainingError with the other process' id where a running one holds it. The lock of a process that ended or
-    was killed is free.
+    Raises `error` with the other process' id and what it is `doing` where a running one holds it. The lock of a
+    process that ended or was killed is free.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lock"
     with path.open("a+b") as file:
-        if not _take(file):
-            raise TrainingError(
-                f"process {_owner(path)} is already training here",
+        if not _take(file) or not _is_at(path, file):
+            raise error(
+                f"process {_owner(path)} is already {doing} here",
                 where=folder,
                 hint="wait for it, stop it, or choose another output folder",
             )
@@ -35,7 +37,18 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+            if remove:
+                with suppress(OSError):  # Windows does not remove open files
+                    path.unlink()
             _release(file)
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    """Whether the open file is still the one at `path`, not one that its last owner has removed."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _owner(path: Path) -> str:

@@ -11,9 +11,8 @@ from medseg.types.labels import Labels
 class Case:
     """One subject visit: one file or DICOM folder per channel, or one file that holds all channels.
 
-    `group` names what must never be split between folds, usually the patient. `files` lists per channel the DICOM
-    files to read, where the scan is one of several in its folder; empty where the path says it all. `series_uids` are
-    those of DICOM scans.
+    `group` names what must never be split between folds, usually the patient. Of DICOM scans, `files` lists per channel
+    the files to read, `volumes` which of the volumes in these files, counted from 0, and `series_uids` their series.
     """
 
     id: str
@@ -21,6 +20,7 @@ class Case:
     label: Path | None = None
     group: str | None = None
     files: tuple[tuple[Path, ...], ...] = ()
+    volumes: tuple[int, ...] = ()
     series_uids: tuple[str, ...] = ()
 
 

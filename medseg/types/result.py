@@ -52,7 +52,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class CaseReport:
-    """One line of a batch run; a failed case never stops the batch."""
+    """One line of a batch run; a failed case never stops the batch. `series_uids` are those of DICOM scans."""
 
     case_id: str
     status: Literal["ok", "skipped", "failed"]
@@ -61,6 +61,7 @@ class CaseReport:
     volumes_ml: Mapping[str, float] | None = None
     warnings: tuple[str, ...] = ()
     error: str | None = None
+    series_uids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from jaxtyping import Shaped
 from medseg.errors import DatasetError, ImageError, PlanError
 from medseg.inference.ensemble import load_members, predict_scores
 from medseg.inference.sliding_window import Forward
-from medseg.io.bundles import MANIFEST, load_bundle
+from medseg.io.archives import unpacked
+from medseg.io.bundles import bundle_folder, load_bundle
 from medseg.io.images import read_image
 from medseg.io.outputs import Format, SegKind
 from medseg.io.scans import find_cases
@@ -36,7 +37,10 @@ class PredictOptions:
     `overlap`: of windows, instead of the plan's. `format`: file types of label maps, by default that of the input
     (NIfTI for DICOM and TIFF). `seg_kind`: how a DICOM SEG stores its segments. `resume`: keep the results of an
     earlier run with the same bundle and options. `clean`: apply the plan's cleaning steps. `trust`: modules of foreign
-    code that the bundle may import.
+    code that the bundle may import. `workers`: processes with a model each, so that a scan that takes its process down
+    costs one case; 0 predicts in this process, None chooses 1 for more than 16 cases. `case_minutes`: after that time a
+    case is given up (needs workers). `keep_identifiers`: name DICOM results after folders and say paths in full, though
+    people name both after patients.
     """
 
     device: str = "auto"
@@ -49,6 +53,9 @@ class PredictOptions:
     resume: bool = False
     clean: bool = True
     trust: tuple[str, ...] = ()
+    workers: int | None = None
+    case_minutes: float | None = None
+    keep_identifiers: bool = False
 
 
 _DEFAULT = PredictOptions()
@@ -70,7 +77,7 @@ class Model:
         spacing: Sequence[float] | None = None,
         report: Report = silent,
     ) -> Prediction:
-        """Segment one scan: a file, a folder with one DICOM series, an `Image`, or an array.
+        """Segment one scan: a file, a folder or archive with one DICOM series, an `Image`, or an array.
 
         An array is (z, y, x), (y, x) or, with several channels, (c, z, y, x), in scanner units, its axes x, y, z
         running to the patient's left, back and head; `spacing` is then needed, (z, y, x) or (y, x) in mm. Arrays
@@ -87,13 +94,15 @@ class Model:
             return scan, "scan"
         if isinstance(scan, np.ndarray):
             return _from_array(scan, spacing, self.bundle.plan), "array"
-        path = Path(scan)
-        cases, refused = find_cases([path], self.bundle.plan.channels)
-        if len(cases) != 1:
-            reasons = "; ".join(sorted(set(refused.values()))[:3]) or "none could be read"
-            what = f"holds {len(cases)} scans" if cases else f"holds no scan ({reasons})"
-            raise DatasetError(what, where=path, hint="give one scan, or predict a folder with predict_folder")
-        return read_image(cases[0].images, channels=self.bundle.plan.channels, files=cases[0].files), cases[0].id
+        path, channels = Path(scan), self.bundle.plan.channels
+        with unpacked(path) as opened:
+            cases, refused = find_cases([opened], channels)
+            if len(cases) != 1:
+                reasons = "; ".join(sorted(set(refused.values()))[:3]) or "none could be read"
+                what = f"holds {len(cases)} scans" if cases else f"holds no scan ({reasons})"
+                raise DatasetError(what, where=path, hint="give one scan, or predict a folder with predict_folder")
+            (case,) = cases
+            return read_image(case.images, channels=channels, files=case.files, volumes=case.volumes), case.id
 
 
 def load_model(
@@ -172,12 +181,6 @@ def volumes_ml(labels: LabelMap) -> dict[str, float]:
         counts += np.bincount(plane.ravel(), minlength=len(counts))
     ml = labels.geometry.voxel_mm3() / 1000
     return {item.name: round(int(counts[list(voxel_values(item))].sum()) * ml, 6) for item in labels.labels.items}
-
-
-def bundle_folder(path: Path) -> Path:
-    """The bundle itself, or that in a run folder."""
-    inner = path / "bundle"
-    return inner if not (path / MANIFEST).is_file() and (inner / MANIFEST).is_file() else path
 
 
 def _from_array(array: np.ndarray, spacing: Sequence[float] | None, plan: Plan) -> Image:

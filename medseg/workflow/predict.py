@@ -1,52 +1,42 @@
 """medseg predict: many scans through a model; each leaves a record, none stops the others."""
 
-import time
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 import medseg
 from medseg.errors import DatasetError, MedsegError
-from medseg.io.bundles import bundle_sha256, load_bundle
-from medseg.io.images import is_dicom, is_image, read_image, write_scores
-from medseg.io.outputs import check_formats, check_whole, format_like, output_name, write_results
-from medseg.io.records import read_record, write_record
+from medseg.io.archives import unpacked
+from medseg.io.bundles import bundle_folder, bundle_sha256, load_bundle
+from medseg.io.identifiers import masked
+from medseg.io.images import is_dicom, is_image
+from medseg.io.outputs import format_like
+from medseg.io.processes import Limits, Lost, run_apart
 from medseg.io.scans import find_cases
+from medseg.training.lock import locked
 from medseg.types.dataset import Case
-from medseg.types.labels import Labels
 from medseg.types.progress import Progress, Report, silent
-from medseg.types.result import CaseReport, ModelBundle, Prediction, Provenance, RunReport
+from medseg.types.result import CaseReport, ModelBundle, Provenance, RunReport
+from medseg.workflow import journal
 from medseg.workflow.devices import resolve_device
 from medseg.workflow.model import (
     Model,
     PredictOptions,
-    bundle_folder,
     load_model,
     members_of,
     predict_image,
     tuned,
 )
+from medseg.workflow.predict_case import Job, Predictor, failed, kept, predictor_in_worker, roots_of
 
 __all__ = ["Model", "PredictOptions", "load_model", "predict_folder", "predict_image"]
-REPORT = "report.json"
+REPORT = journal.REPORT
 _DEFAULT = PredictOptions()
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A case and the files it leaves in `out`."""
-
-    case: Case
-    out: Path
-    formats: tuple[str, ...]
-    probabilities: str | None
-
-    def names(self) -> tuple[str, ...]:
-        labels = tuple(output_name(self.case.id, form) for form in self.formats)
-        return labels if self.probabilities is None else (*labels, self.probabilities)
+Lines = Generator[tuple[int, CaseReport], None, None]  # with the index of the job
+_FEW = 16  # cases that are predicted sooner than a process starts
 
 
 def predict_folder(
@@ -57,98 +47,162 @@ def predict_folder(
     options: PredictOptions = _DEFAULT,
     report: Report = silent,
 ) -> RunReport:
-    """Segment all scans among files, folders of files and DICOM folders.
+    """Segment all scans among files, archives, folders of files and trees of DICOM series.
 
-    Writes one file per format on the grid of each scan (and `probabilities/<case id>.nii.gz` on request) and, after
-    every case, `report.json` with a line per case. A scan that cannot be read or predicted is a failed line with
-    what, where and what to do, and leaves no label map, not even an older one. Raises MedsegError only for what
-    concerns all of them: a bad bundle, no scans, or an output folder that would mix results with inputs.
+    Writes one file per format on the grid of each scan (and `probabilities/<case id>.nii.gz` on request), after every
+    case its line in `report.jsonl`, and at the end all lines in `report.json`. A scan that cannot be read or predicted,
+    or that takes its process down, is a failed line with what, where and what to do, and leaves no label map, not even
+    an older one. Raises MedsegError only for what concerns all of them: a bad bundle, no scans, an output folder that
+    another run works in, that cannot be written, or that would mix results with inputs.
     """
+    out, given = Path(out), [Path(path) for path in inputs]
     device = resolve_device(options.device)
-    scans, out = [Path(path) for path in inputs], Path(out)
-    loaded = load_bundle(bundle_folder(Path(bundle)), trust=options.trust)
-    cases, refused = find_cases(scans, loaded.plan.channels)
-    if not cases and not refused:
-        raise DatasetError("no scans given", hint="give files, folders of files or DICOM folders")
-    jobs = _jobs(cases, scans, out, options)
-    members = members_of(loaded, device, options)
-    blank = RunReport(
-        "medseg.report/1", medseg.__version__, bundle_sha256(loaded), str(device), (), _settings(loaded, options)
-    )
-    made_by = Provenance(loaded.plan.name, blank.bundle_sha256, blank.settings)
-    old = _lines_before(out / REPORT, blank) if options.resume else {}
-    lines = [_refused_line(path, reason, scans) for path, reason in refused.items()]
-    write_record(replace(blank, cases=(*lines, *_later(jobs, old))), out / REPORT)
+    refuse_unwritable(out)
+    folder = bundle_folder(Path(bundle))
+    loaded = load_bundle(folder, trust=options.trust)
+    with ExitStack() as stack:
+        scans, refused = _opened(given, stack)
+        cases, wrong = find_cases(scans, loaded.plan.channels, keep_identifiers=options.keep_identifiers, report=report)
+        refused.update(wrong)
+        if not cases and not refused:
+            raise DatasetError("no scans given", hint="give files, archives, folders of files or DICOM folders")
+        jobs = _jobs(cases, refused, scans, out, options)
+        settings = _settings(loaded, options)
+        blank = RunReport("medseg.report/1", medseg.__version__, bundle_sha256(loaded), str(device), (), settings)
+        made_by = Provenance(loaded.plan.name, blank.bundle_sha256, blank.settings)
+        workers = _workers(options, len(jobs))
+        members = () if workers else members_of(loaded, device, options)
+        stack.enter_context(locked(out, doing="predicting", error=DatasetError, remove=True))
 
-    def predict(job: _Job) -> Prediction:
-        image = read_image(job.case.images, channels=loaded.plan.channels, files=job.case.files)
-        check_formats(image.source, job.formats, loaded.plan.labels, options.seg_kind)
-        return predict_image(image, loaded, members, device=device, options=options, case_id=job.case.id, report=report)
+        def predict(todo: Sequence[Job]) -> Lines:
+            if workers:
+                yield from _apart(todo, folder, options, made_by, workers)
+            else:
+                predictor = Predictor(loaded, members, device, options, made_by, report)
+                yield from ((index, predictor.run(job)) for index, job in enumerate(todo))
 
-    def write(job: _Job, prediction: Prediction) -> None:
-        write_results(prediction, out, job.case.id, job.formats, made_by, seg_kind=options.seg_kind)
-
-    for number, job in enumerate(jobs, start=1):
-        done = _kept(old.get(job.case.id), job, loaded.plan.labels)
-        lines.append(done or _run(job, predict, write))
-        write_record(replace(blank, cases=(*lines, *_later(jobs[number:], old))), out / REPORT)
-        report(Progress("cases", number, len(jobs)))
-    return replace(blank, cases=tuple(lines))
+        lines = _refused_lines(refused, scans, given, options.keep_identifiers)
+        batch = _Batch(out, blank, lines, jobs, loaded)
+        return _run(batch, predict, options.resume, report)
 
 
-def _run(job: _Job, predict: Callable[[_Job], Prediction], write: Callable[[_Job, Prediction], None]) -> CaseReport:
-    """Predict and write one case; whatever goes wrong becomes the error of its line."""
-    start = time.monotonic()
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """All cases of a run, and the lines of what is no case."""
+
+    out: Path
+    blank: RunReport
+    lines: Sequence[CaseReport]
+    jobs: Sequence[Job]
+    bundle: ModelBundle
+
+
+def _run(
+    batch: _Batch,
+    predict: Callable[[Sequence[Job]], Lines],
+    resume: bool,
+    report: Report,
+) -> RunReport:
+    """Predict what no earlier run has finished; every line is on disk before the next case ends."""
+    out, jobs = batch.out, batch.jobs
+    done = _done_before(batch, report) if resume else {}
+    _remove_leftovers(out)
+    journal.begin(out, batch.blank, (*batch.lines, *done.values()))
+    todo = [index for index in range(len(jobs)) if index not in done]
     try:
-        prediction = predict(job)
-        write(job, prediction)
-        if job.probabilities is not None and prediction.probabilities is not None:
-            write_scores(prediction.probabilities, job.out / job.probabilities)
-        seconds = round(time.monotonic() - start, 3)
-        volumes = prediction.volumes_ml or None
-        return CaseReport(job.case.id, "ok", seconds, job.names(), volumes, prediction.warnings)
-    except Exception as error:
-        for name in job.names():
-            (job.out / name).unlink(missing_ok=True)
-        return CaseReport(job.case.id, "failed", round(time.monotonic() - start, 3), error=_reason(error, job.case))
+        with closing(predict([jobs[index] for index in todo])) as results:
+            for index, line in results:
+                done[todo[index]] = line
+                journal.append(out, line)
+                report(Progress("cases", len(done), len(jobs)))
+    finally:
+        final = replace(batch.blank, cases=(*batch.lines, *(done[index] for index in sorted(done))))
+        journal.finish(out, final)
+    return final
 
 
-def _reason(error: Exception, case: Case) -> str:
-    """What, where and what to do, in one line."""
-    where = case.images[0]
-    if isinstance(error, MedsegError):
-        return str(error if error.where else type(error)(error.what, where=where, hint=error.hint))
-    text = " ".join(str(error).split())
-    short = "not enough memory" in text or "can't allocate memory" in text
-    if short or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return f"{where}: out of memory. close other programs, predict on another device, or crop the scan"
-    if isinstance(error, OSError):
-        return f"{where}: {text}. check the disk and its permissions"
-    return f"{where}: internal error {type(error).__name__}: {text}. please report it with this line"
+def _apart(todo: Sequence[Job], folder: Path, options: PredictOptions, made_by: Provenance, workers: int) -> Lines:
+    """Lines by worker processes; a case whose process ends, or takes too long, is a failed line."""
+    limits = Limits(workers, options.case_minutes and 60 * options.case_minutes)
+    for index, result in run_apart(predictor_in_worker, (folder, options, made_by), todo, limits):
+        if isinstance(result, Lost):
+            job = todo[index]
+            yield index, failed(job, f"{job.case.id}: {result.reason}. predict it alone to see why, or leave it out")
+        else:
+            yield index, result
 
 
-def _jobs(cases: Sequence[Case], inputs: Sequence[Path], out: Path, options: PredictOptions) -> list[_Job]:
+def _workers(options: PredictOptions, cases: int) -> int:
+    if options.workers is not None:
+        return options.workers
+    return 1 if cases > _FEW or options.case_minutes else 0
+
+
+def refuse_unwritable(out: Path) -> None:
+    """Raise DatasetError where nothing can be written to a folder; it is not made."""
+    nearest = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        hint = "choose another output folder, or change its permissions"
+        raise DatasetError(f"cannot be written ({error.strerror})", where=out, hint=hint) from error
+
+
+def _opened(inputs: Sequence[Path], stack: ExitStack) -> tuple[list[Path], dict[Path, str]]:
+    """The inputs, archives unpacked for as long as the stack is open, and the archives that are refused."""
+    opened: list[Path] = []
+    refused: dict[Path, str] = {}
+    for path in inputs:
+        try:
+            opened.append(stack.enter_context(unpacked(path)))
+        except MedsegError as error:
+            refused[path] = f"{error.what}. {error.hint}"
+    return opened, refused
+
+
+def _jobs(
+    cases: Sequence[Case], refused: dict[Path, str], inputs: Sequence[Path], out: Path, options: PredictOptions
+) -> list[Job]:
     """One job per case; refuses an output folder within the inputs, which the next run would take for scans."""
     target = out.resolve()
     for folder in inputs:
         if folder.is_dir() and target.is_relative_to(folder.resolve()):
             raise DatasetError("output lies within the inputs", where=out, hint="choose a folder outside of them")
+    root_of, beside = roots_of(inputs), _reasons_by_folder(refused)
     jobs = []
     for case in cases:
-        formats = tuple(dict.fromkeys(options.format)) or (format_like(case.images[0]),)
+        formats = tuple(dict.fromkeys(options.format)) or ("nii.gz" if case.files else format_like(case.images[0]),)
         probabilities = f"probabilities/{case.id}.nii.gz" if options.save_probabilities else None
-        jobs.append(_Job(case, out, formats, probabilities))
+        homes = dict.fromkeys(file.parent for files in case.files for file in files)
+        left_out = [reason for home in homes for reason in beside.get(home, [])]
+        what = "; ".join(sorted(set(left_out))[:3])
+        notes = (f"{len(left_out)} other files of its folder were left out ({what})",) if left_out else ()
+        root = root_of(case.images[0])
+        jobs.append(Job(case, out, formats, probabilities, root, notes, options.keep_identifiers))
+    _refuse_clashes(jobs, out)
+    return jobs
+
+
+def _reasons_by_folder(refused: dict[Path, str]) -> dict[Path, list[str]]:
+    found: dict[Path, list[str]] = {}
+    for path, reason in refused.items():
+        found.setdefault(path.parent, []).append(reason)
+    return found
+
+
+def _refuse_clashes(jobs: Sequence[Job], out: Path) -> None:
     named = Counter(name.casefold() for job in jobs for name in job.names())
     twice = [name for job in jobs for name in job.names() if named[name.casefold()] > 1]
     if twice:
         raise DatasetError("would be the result of two scans", where=out / twice[0], hint="rename one of them")
-    written = {(out / name).resolve() for job in jobs for name in job.names()}
-    clash = [path for case in cases for path in case.images if path.resolve() in written]
+    target = out.resolve()
+    written = {target / name for job in jobs for name in job.names()}
+    clash = [path for job in jobs for path in job.case.images if path.resolve() in written]
     if clash:
         raise DatasetError(
             "would be overwritten by its own result", where=clash[0], hint="choose another output folder"
         )
-    return jobs
 
 
 def _settings(bundle: ModelBundle, options: PredictOptions) -> dict[str, str]:
@@ -164,41 +218,51 @@ def _settings(bundle: ModelBundle, options: PredictOptions) -> dict[str, str]:
     }
 
 
-def _lines_before(path: Path, now: RunReport) -> dict[str, CaseReport]:
-    """The finished lines of an earlier report, if it is of the same bundle and settings."""
-    if not path.is_file():
+def _done_before(batch: _Batch, report: Report) -> dict[int, CaseReport]:
+    """Lines of cases that an earlier run of the same bundle and settings finished and whose files are whole."""
+    before = journal.earlier(batch.out)
+    if before is None or before.bundle_sha256 != batch.blank.bundle_sha256 or before.settings != batch.blank.settings:
         return {}
-    try:
-        before = read_record(path, RunReport)
-    except MedsegError:
-        return {}  # a report that cannot be read vouches for nothing: every case is predicted again
-    if before.bundle_sha256 != now.bundle_sha256 or before.settings != now.settings:
-        return {}
-    return {line.case_id: line for line in before.cases if line.outputs and line.status != "failed"}
+    old = {line.case_id: line for line in before.cases if line.outputs and line.status != "failed"}
+    found = {}
+    for index, job in enumerate(batch.jobs):
+        line = kept(old.get(job.case.id), job, batch.bundle.plan.labels)
+        if line is not None:
+            found[index] = line
+        report(Progress("earlier results", index + 1, len(batch.jobs)))
+    return found
 
 
-def _later(jobs: Sequence[_Job], old: Mapping[str, CaseReport]) -> list[CaseReport]:
-    """Earlier lines of cases this run has not come to, so that a run stopped twice forgets none."""
-    return [old[job.case.id] for job in jobs if job.case.id in old]
+def _remove_leftovers(out: Path) -> None:
+    """Temporary files of a run that was killed."""
+    for folder in (out, out / "probabilities"):
+        for path in folder.glob(".part-*"):
+            path.unlink(missing_ok=True)
 
 
-def _kept(line: CaseReport | None, job: _Job, labels: Labels) -> CaseReport | None:
-    """The earlier line as skipped, if every file it promises is there and can be read to its end."""
-    if line is None or set(job.names()) - set(line.outputs):
-        return None
-    try:
-        for form in job.formats:
-            check_whole(job.out / output_name(job.case.id, form), form, labels)
-        if job.probabilities is not None:
-            read_image([job.out / job.probabilities])
-    except (MedsegError, OSError):
-        return None
-    return replace(line, status="skipped", seconds=0.0)
+def _refused_lines(
+    refused: dict[Path, str], inputs: Sequence[Path], given: Sequence[Path], keep_identifiers: bool
+) -> list[CaseReport]:
+    """Failed; but what is no scan and merely lies beside them is left out, one line for each folder and reason."""
+    root_of = roots_of(inputs)
+    lines, others = [], dict[tuple[Path, str], list[Path]]()
+    for path, reason in refused.items():
+        named = path if keep_identifiers or is_image(path) or path in given else masked(path, root_of(path))
+        if path in given or not _is_set_aside(path, reason):
+            lines.append(
+                CaseReport(path.name if path in given else str(named), "failed", 0.0, error=f"{named}: {reason}")
+            )
+        else:
+            others.setdefault((path.parent, reason), []).append(path)
+    for (_, reason), paths in others.items():
+        name = str(paths[0]) if keep_identifiers else masked(paths[0], root_of(paths[0]))
+        text = reason if len(paths) == 1 else f"{len(paths)} files: {reason}"
+        lines.append(CaseReport(name, "skipped", 0.0, warnings=(text,)))
+    return lines
 
 
-def _refused_line(path: Path, reason: str, inputs: Sequence[Path]) -> CaseReport:
-    """Failed, unless it is no image at all and merely lies beside the scans (a text, a DICOM report)."""
-    other = "no image" in reason or (path.is_file() and not is_image(path) and not is_dicom(path))
-    if other and path not in inputs:
-        return CaseReport(path.name, "skipped", 0.0, warnings=(reason,))
-    return CaseReport(path.name, "failed", 0.0, error=f"{path}: {reason}")
+def _is_set_aside(path: Path, reason: str) -> bool:
+    """Whether a refused file is no scan: a text, a DICOM report, a scout."""
+    if "no image" in reason or "no part of a volume" in reason:
+        return True
+    return path.is_file() and not (is_image(path) or is_dicom(path) or "archive" in reason)

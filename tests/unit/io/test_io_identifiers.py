@@ -19,17 +19,31 @@ def test_what_people_name_is_not(name):
     assert not is_neutral(name)
 
 
-def test_only_parts_below_the_given_folder_are_masked():
+def test_paths_are_given_from_the_folder_that_was_named():
     root = Path("/home/doe/in")
-    assert masked(root / "DOE^JOHN" / "CT" / "doe.pdf", root) == root / "*" / "CT" / "*.pdf"
-    assert masked(Path("/elsewhere/DOE.dcm"), root) == Path("*.dcm")
+    assert masked(root / "DOE^JOHN" / "CT" / "doe.pdf", root) == "*/CT/*.pdf"
+    assert masked(Path("/elsewhere/DOE.dcm"), root) == "*.dcm"
+    assert masked(root, root) == "."
 
 
 def test_messages_are_masked_wherever_a_name_occurs():
-    root = Path("in")
-    paths = [root / "Doe John" / "I7", root / "Doe John" / "john.dcm"]
-    text = f"{paths[1]}: lies at the place of Doe John/I7 (0020,0032)"
-    assert masked_text(text, paths, root) == "in/*/*.dcm: lies at the place of */I7 (0020,0032)"
+    root = Path("/data/Roe/in")
+    paths = [root / "Doe John" / "I7", root / "Doe John" / "john.dcm", root / "la" / "I8"]
+    text = f"{paths[1]}: lies at the place of Doe John/I7 (0020,0032), a label of la/I8"
+    assert masked_text(text, paths, root) == "*/*.dcm: lies at the place of */I7 (0020,0032), a label of */I8"
+
+
+def test_the_folder_of_one_patient_is_not_named_either():
+    root = Path("/data/Roe Jane")
+    text = f"{root / 'I1'}: differs from Roe Jane/I2 in {root}"
+    assert masked_text(text, [root / "I1", root / "I2"], root) == "I1: differs from */I2 in scan"
+
+
+@pytest.mark.parametrize("root", ["in", ".", "/"])
+def test_short_roots_leave_other_text_alone(root):
+    text = "in/I7: 0.5 min/max within 1 mm. export in peace"
+    expected = text.removeprefix("in/") if root == "in" else text
+    assert masked_text(text, [Path(root) / "I7"], Path(root)) == expected
 
 
 def test_ids_differ_by_series_and_hold_nothing_odd():

@@ -33,6 +33,7 @@ from medseg.types.plan import (
     Training,
 )
 from medseg.workflow import predict as job
+from medseg.workflow import predict_case
 from medseg.workflow.predict import PredictOptions, load_model, predict_folder
 
 LABELS = Labels((Label("bone", (1,)), Label("metal", (2,))))
@@ -181,7 +182,7 @@ def test_bad_scans_are_failed_lines_and_the_others_are_done(bundle, tmp_path, mo
             raise ZeroDivisionError("by\nzero")
         return whole(image, *arguments, case_id=case_id, **options)
 
-    monkeypatch.setattr(job, "predict_image", fails)
+    monkeypatch.setattr(predict_case, "predict_image", fails)
     report = predict_folder(bundle, [folder, tmp_path / "missing.nii.gz"], out, options=trusted())
     lines = {c.case_id: c for c in report.cases}
     assert {name: line.status for name, line in lines.items()} == {
@@ -189,7 +190,7 @@ def test_bad_scans_are_failed_lines_and_the_others_are_done(bundle, tmp_path, mo
         "scän 1": "failed",
         "scän 2": "failed",
         "scän 3": "failed",
-        "notes.txt": "skipped",
+        "*.txt": "skipped",
         "missing.nii.gz": "failed",
     }
     assert "scän 1.nii.gz" in lines["scän 1"].error
@@ -225,7 +226,7 @@ def test_a_run_stopped_twice_forgets_no_finished_case(bundle, tmp_path, monkeypa
     def stopped(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(job, "predict_image", stopped)
+    monkeypatch.setattr(predict_case, "predict_image", stopped)
     with pytest.raises(KeyboardInterrupt):
         predict_folder(bundle, [folder], out, options=trusted(resume=True))
     lines = json.loads((out / "report.json").read_text())["cases"]

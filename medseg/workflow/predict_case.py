@@ -1,0 +1,149 @@
+"""One case of a batch: read, predict, write; whatever goes wrong becomes the error of its line."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from medseg.errors import MedsegError
+from medseg.inference.sliding_window import Forward
+from medseg.io.bundles import load_bundle
+from medseg.io.identifiers import masked_text
+from medseg.io.images import read_image, write_scores
+from medseg.io.outputs import check_formats, check_whole, output_name, write_results
+from medseg.types.dataset import Case
+from medseg.types.labels import Labels
+from medseg.types.progress import Report, silent
+from medseg.types.result import CaseReport, ModelBundle, Prediction, Provenance
+from medseg.workflow.devices import resolve_device
+from medseg.workflow.model import PredictOptions, members_of, predict_image
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case and the files it leaves in `out`.
+
+    `root`: the input it was found in, which texts do not repeat; `notes`: warnings that are known before it is read.
+    """
+
+    case: Case
+    out: Path
+    formats: tuple[str, ...]
+    probabilities: str | None
+    root: Path
+    notes: tuple[str, ...] = ()
+    keep_identifiers: bool = False
+
+    def names(self) -> tuple[str, ...]:
+        """Its files, relative to `out`."""
+        labels = tuple(output_name(self.case.id, form) for form in self.formats)
+        return labels if self.probabilities is None else (*labels, self.probabilities)
+
+    def said(self, text: str) -> str:
+        """A text for its line: of DICOM scans without file and folder names that could name the patient."""
+        if self.keep_identifiers or not self.case.files:
+            return text
+        return masked_text(text, [file for files in self.case.files for file in files], self.root)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """What all cases of a batch share."""
+
+    bundle: ModelBundle
+    members: tuple[Forward, ...]
+    device: torch.device
+    options: PredictOptions
+    made_by: Provenance
+    report: Report = silent
+
+    def predict(self, job: Job) -> Prediction:
+        """Read a scan and segment it."""
+        labels, channels = self.bundle.plan.labels, self.bundle.plan.channels
+        image = read_image(job.case.images, channels=channels, files=job.case.files, volumes=job.case.volumes)
+        check_formats(image.source, job.formats, labels, self.options.seg_kind)
+        return predict_image(
+            image,
+            self.bundle,
+            self.members,
+            device=self.device,
+            options=self.options,
+            case_id=job.case.id,
+            report=self.report,
+        )
+
+    def run(self, job: Job) -> CaseReport:
+        """Predict and write one case."""
+        start = time.monotonic()
+        try:
+            prediction = self.predict(job)
+            write_results(prediction, job.out, job.case.id, job.formats, self.made_by, seg_kind=self.options.seg_kind)
+            if job.probabilities is not None and prediction.probabilities is not None:
+                write_scores(prediction.probabilities, job.out / job.probabilities)
+        except Exception as error:
+            return failed(job, reason(error, job.case), time.monotonic() - start)
+        warnings = tuple(job.said(warning) for warning in (*job.notes, *prediction.warnings))
+        return CaseReport(
+            job.case.id,
+            "ok",
+            round(time.monotonic() - start, 3),
+            job.names(),
+            prediction.volumes_ml or None,
+            warnings,
+            series_uids=job.case.series_uids,
+        )
+
+
+def predictor_in_worker(folder: Path, options: PredictOptions, made_by: Provenance) -> Callable[[Job], CaseReport]:
+    """`Predictor.run` of a worker process, with a copy of the model of its own."""
+    device = resolve_device(options.device)
+    bundle = load_bundle(folder, trust=options.trust)
+    return Predictor(bundle, members_of(bundle, device, options), device, options, made_by).run
+
+
+def failed(job: Job, error: str, seconds: float = 0.0) -> CaseReport:
+    """The line of a case that failed, after what there is of its results has been removed."""
+    for name in job.names():
+        (job.out / name).unlink(missing_ok=True)
+    uids, notes = job.case.series_uids, tuple(job.said(note) for note in job.notes)
+    return CaseReport(job.case.id, "failed", round(seconds, 3), error=job.said(error), warnings=notes, series_uids=uids)
+
+
+def kept(line: CaseReport | None, job: Job, labels: Labels) -> CaseReport | None:
+    """The line of an earlier run as skipped, if every file it promises is there and can be read to its end."""
+    if line is None or set(job.names()) - set(line.outputs):
+        return None
+    try:
+        for form in job.formats:
+            check_whole(job.out / output_name(job.case.id, form), form, labels)
+        if job.probabilities is not None:
+            read_image([job.out / job.probabilities])
+    except (MedsegError, OSError):
+        return None
+    return replace(line, status="skipped", seconds=0.0)
+
+
+def reason(error: Exception, case: Case) -> str:
+    """What, where and what to do, in one line."""
+    where = case.id if case.files else case.images[0]
+    if isinstance(error, MedsegError):
+        return str(error if error.where else type(error)(error.what, where=where, hint=error.hint))
+    text = " ".join(str(error).split())
+    short = "not enough memory" in text or "can't allocate memory" in text
+    if short or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return f"{where}: out of memory. close other programs, predict on another device, or crop the scan"
+    if isinstance(error, OSError):
+        return f"{where}: {text}. check the disk and its permissions"
+    return f"{where}: internal error {type(error).__name__}: {text}. please report it with this line"
+
+
+def roots_of(inputs: Sequence[Path]) -> Callable[[Path], Path]:
+    """Which input a path was found in: the folder given, or the one that holds the file given."""
+    folders = [path if path.is_dir() else path.parent for path in inputs]
+
+    def root(path: Path) -> Path:
+        return next((folder for folder in folders if path.is_relative_to(folder)), path.parent)
+
+    return root
