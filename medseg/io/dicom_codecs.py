@@ -50,12 +50,9 @@ def decode(code: bytes, header: Header) -> Shaped[np.ndarray, "*any"]:
             where=header.path,
             hint="export the series uncompressed",
         )
-    with tempfile.TemporaryDirectory(prefix="medseg-") as folder:
-        bare = Path(folder) / "frame.dcm"
-        bare.write_bytes(_bare_file(code, header))
+    with _bare_file(code, header) as bare, _quiet_decoder(syntax in _JPEG):
         try:
-            with _quiet_decoder(syntax in _JPEG):
-                _, found = read_pixels(bare, io="GDCMImageIO")
+            _, found = read_pixels(bare, io="GDCMImageIO")
         except ImageError as error:
             raise DicomError(
                 f"{_named(syntax)} pixels cannot be decoded; they are truncated or damaged",
@@ -133,8 +130,19 @@ def _checked(found: Shaped[np.ndarray, "*any"], header: Header) -> Shaped[np.nda
     return found
 
 
-def _bare_file(code: bytes, header: Header) -> bytes:
+@contextmanager
+def _bare_file(code: bytes, header: Header) -> Iterator[Path]:
     """A DICOM file that holds this frame and nothing else, so that no other tag of the original meets the decoder."""
+    handle, name = tempfile.mkstemp(prefix="medseg-", suffix=".dcm")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(_bare_bytes(code, header))
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _bare_bytes(code: bytes, header: Header) -> bytes:
     pixels = header.pixels
     meta = b"".join(
         [

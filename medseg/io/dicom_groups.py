@@ -11,6 +11,7 @@ from medseg.io.dicom_planes import Plane
 Group = tuple[Slice, ...]
 _SCOUT_PLANES = 3  # planes of another orientation that a localizer has at most
 _SAME_PLACE_MM = 0.005  # positions are often written with two decimals
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _ALIKE = 0.01  # of direction cosines in one stack
 
 
@@ -44,9 +45,11 @@ def group_slices(headers: Iterable[Header]) -> tuple[list[tuple[Group, str]], di
 
 
 def unplaced(header: Header) -> str | None:
-    """Why a multi-frame file has no planes in the patient, or None."""
+    """Why an image has no planes that could lie in a volume, or None."""
     if header.planes:
-        return None
+        captured = header.sop_class.startswith(_SECONDARY_CAPTURE) and header.kind == "volume"
+        lost = captured and not any(plane.position for plane in header.planes)
+        return "is a secondary capture (screen shot) without a position in the patient" if lost else None
     if header.kind == "ultrasound":
         return f"is an ultrasound cine ({header.frames} frames); frames are time, not slices"
     return f"is a multi-frame object ({header.frames} frames) that gives its frames no position"
@@ -71,7 +74,8 @@ def along_normal(planes: Sequence[Plane]) -> list[float] | None:
 
 def _stack_key(header: Header) -> tuple[object, ...]:
     pixels = header.pixels
-    key = (header.series_uid, header.frame_uid, header.sop_class, header.modality, pixels.rows, pixels.columns)
+    size = (pixels.rows, pixels.columns, pixels.samples)
+    key = (header.series_uid, header.frame_uid, header.sop_class, header.modality, *size)
     alone = header.frames > 1 or header.kind == "projection" or not header.planes[0].position
     if not alone:
         return key

@@ -66,6 +66,15 @@ def group_headers(headers: Sequence[Header]) -> tuple[tuple[Series, ...], dict[P
     return tuple(ordered), {headers[index].path: reason for index, reason in refused.items()}
 
 
+def choose_volume(found: Sequence[Series]) -> tuple[tuple[Series, ...], tuple[str, ...]]:
+    """The one volume among panoramas and other projections, with a note on those; else everything as it is."""
+    volumes = tuple(series for series in found if series.kind != "projection")
+    aside = [series.summary for series in found if series.kind == "projection"]
+    if len(volumes) != 1 or not aside:
+        return tuple(found), ()
+    return volumes, (f"projection images lie beside the volume and are left out ({'; '.join(aside[:3])})",)
+
+
 def series_layout(series: Series) -> Layout:
     """The grid a series would be read on, its planes in array order; no pixels are read.
 

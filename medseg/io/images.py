@@ -239,13 +239,15 @@ def _decode(path: Path, stored_values: bool, channels_named: bool) -> Image:
 
 def _read_dicom(path: Path, files: Sequence[Path] = (), volume: int = 0) -> Image:
     """A volume of `files`, else the one series in a folder, or the series in its folder that a file belongs to."""
-    from medseg.io.dicom_series import find_series, group_files, read_series
+    from medseg.io.dicom_series import choose_volume, find_series, group_files, read_series
 
+    aside: tuple[str, ...] = ()
     if files:
         found, refused = group_files(files)
         found = tuple(series for series in found if set(series.files) == set(files))[volume : volume + 1]
     elif path.is_dir():
         found, refused = find_series(path)
+        found, aside = choose_volume(found)
     else:
         found, refused = group_files(
             sorted(file for file in path.parent.iterdir() if file.is_file() and not file.name.startswith("."))
@@ -260,7 +262,7 @@ def _read_dicom(path: Path, files: Sequence[Path] = (), volume: int = 0) -> Imag
         reasons = reasons or "no files"
         raise DicomError(f"holds no readable DICOM series ({reasons})", where=path, hint="give a folder of slices")
     image = read_series(found[0])
-    notes = [f"{len(refused)} other files were left out ({reasons})"] if refused else []
+    notes = [*aside, *([f"{len(refused)} other files were left out ({reasons})"] if refused else [])]
     if path.is_file() and not files and len(found[0].files) > 1:
         notes.append(f"read with the {len(found[0].files) - 1} other files of its series")
     return replace(image, warnings=(*image.warnings, *notes))
