@@ -76,6 +76,11 @@ def write_results(
 
 def check_whole(path: Path, form: str, labels: Labels) -> None:
     """Raise MedsegError or OSError unless a file that `write_results` made is there and can be read to its end."""
+    if form == "rtstruct":
+        from medseg.io.rtstruct import check_rtstruct
+
+        check_rtstruct(path, labels)
+        return
     read_labels(path, labels)
 
 
@@ -83,6 +88,10 @@ def _write(prediction: Prediction, form: str, path: Path, made_by: Provenance, s
     """One format; a new one is a branch here and in `check_whole`."""
     if form in ("nii.gz", "nrrd", "mha", "png"):
         write_labels(prediction.labels, path)
+    elif form == "rtstruct":
+        from medseg.io.rtstruct import write_rtstruct
+
+        write_rtstruct(prediction.labels, _without_voxels(prediction), path)
     else:
         raise ImageError(f'"{form}" is no format', where=path, hint="see medseg predict --help")
 

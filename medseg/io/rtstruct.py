@@ -21,7 +21,7 @@ from medseg.types.geometry import Geometry
 from medseg.types.image import Image, LabelMap
 from medseg.types.labels import Labels
 
-__all__ = ["read_rtstruct", "write_rtstruct"]
+__all__ = ["check_rtstruct", "read_rtstruct", "write_rtstruct"]
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _FLAT_MM = 0.1  # how far points of one contour may stray from its plane, or 5 % of the slice spacing
 _ON_PLANE_MM = 0.0101
@@ -78,6 +78,15 @@ def read_rtstruct(path: Path, image: Image, labels: Labels | None = None) -> Lab
         masks.append((label, _mask(contours, image.geometry, structure.name, warnings)))
     array, notes = paint(masks, labels, image.geometry.shape)
     return LabelMap(array, image.geometry, labels, (*warnings, *notes))
+
+
+def check_rtstruct(path: Path, labels: Labels) -> None:
+    """Raise DicomError unless a file that `write_rtstruct` made is whole and has a structure of every label."""
+    ds = _open(path)
+    names = [structure.name for structure in _structures(ds, path)]
+    last = ds.get("ApprovalStatus")  # the last element of such a file
+    if last is None or names != [label.name[:64] for label in labels.items]:
+        raise DicomError("is cut off or holds other structures", where=path, hint="write it again")
 
 
 def _open(path: Path) -> Any:

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from medseg.errors import DicomError, GeometryError, ImageError
 from medseg.io.images import read_image
-from medseg.io.rtstruct import read_rtstruct, write_rtstruct
+from medseg.io.rtstruct import check_rtstruct, read_rtstruct, write_rtstruct
 from medseg.types.image import LabelMap
 from medseg.types.labels import Code, Label, Labels
 from tests.dicom_phantoms import AXIAL, OBLIQUE, SAGITTAL, grid, write_dicom
@@ -289,3 +289,16 @@ def test_writing_needs_the_images(axial, tmp_path):
         bare = replace(axial.geometry, frame_of_reference_uid=None)
         write_rtstruct(replace(labels, geometry=bare), replace(axial, geometry=bare), tmp_path / "a.dcm")
     assert not (tmp_path / "a.dcm").exists()
+
+
+def test_a_file_that_is_cut_off_is_not_taken_for_a_whole_one(axial, tmp_path):
+    path = tmp_path / "rs.dcm"
+    written(axial, path)
+    check_rtstruct(path, BONES)
+    with pytest.raises(DicomError, match="other structures"):
+        check_rtstruct(path, Labels((Label("mandible", (1,)),)))
+    whole = path.read_bytes()
+    for part in (0.05, 0.5, 0.9, 0.999):
+        path.write_bytes(whole[: int(part * len(whole))])
+        with pytest.raises(DicomError):
+            check_rtstruct(path, BONES)
