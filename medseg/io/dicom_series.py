@@ -11,6 +11,7 @@ from medseg.io.dicom_kinds import Kind
 from medseg.io.dicom_layout import Layout, lay_out
 from medseg.io.dicom_pixels import read_volume, same_pixels
 from medseg.io.dicom_tilt import unshear
+from medseg.io.dicom_us import open_cine, read_ultrasound
 from medseg.io.dicom_values import tag_name
 from medseg.types.image import Image, Source
 
@@ -60,10 +61,12 @@ def group_files(files: Iterable[Path]) -> tuple[tuple[Series, ...], dict[Path, s
 
 def group_headers(headers: Sequence[Header]) -> tuple[tuple[Series, ...], dict[Path, str]]:
     """As `group_files`, for headers already read; no file is opened."""
-    groups, refused = group_slices(headers)
-    found = [_series(group, part) for group, part in groups]
-    ordered = sorted(found, key=lambda series: (series.uid, min(series.files), series.slices[0].plane.frame))
-    return tuple(ordered), {headers[index].path: reason for index, reason in refused.items()}
+    cines = [header for header in headers if header.kind == "ultrasound" and not header.planes]
+    others = [header for header in headers if header.kind != "ultrasound" or header.planes]
+    groups, refused = group_slices(others)
+    found = [*(_series(group, part) for group, part in groups), *(_cine(header) for header in cines)]
+    ordered = sorted(found, key=lambda series: (series.uid, min(series.files), _first_frame(series)))
+    return tuple(ordered), {others[index].path: reason for index, reason in refused.items()}
 
 
 def choose_volume(found: Sequence[Series]) -> tuple[tuple[Series, ...], tuple[str, ...]]:
@@ -82,20 +85,26 @@ def series_layout(series: Series) -> Layout:
     """
     if not series.files:
         raise DicomError("series without files", where=series.uid, hint="give at least one file")
+    if _is_flat_ultrasound(series):
+        cine = open_cine(series.files[0])
+        return Layout(series.slices, cine.geometry, (0.0, 0.0), (), cine.warnings)
     return lay_out(_slices(series))
 
 
-def read_series(series: Series) -> Image:
+def read_series(series: Series, *, spacing_mm: tuple[float, float] | None = None) -> Image:
     """Read one series as a volume: array (c, z, y, x), slices along the normal of the image plane, geometry LPS mm.
 
     Geometry comes from ImagePositionPatient, ImageOrientationPatient and PixelSpacing alone, the distance of slices
     from their positions; a single slice takes SpacingBetweenSlices, else SliceThickness, else 1 mm with a warning.
     Values are rescaled (HU in CT); see `read_volume`. Copies of slices with equal pixels are left out, and planes
-    sheared by a tilted gantry are resampled within themselves onto a right-angled grid, both with a warning.
+    sheared by a tilted gantry are resampled within themselves onto a right-angled grid, both with a warning. 2D
+    ultrasound is read by `read_ultrasound`, which `spacing_mm` is for.
 
     Raises DicomError, naming file and tag, for slices that are missing, doubled, uneven by more than 1 %, unlike each
     other, truncated, or without a position or pixel spacing.
     """
+    if _is_flat_ultrasound(series):
+        return read_ultrasound(series.files[0], spacing_mm=spacing_mm)
     layout = series_layout(series)
     for kept, other in layout.copies:
         if not same_pixels(kept, other):
@@ -127,6 +136,29 @@ def _tilt(layout: Layout) -> str:
         f"gantry tilt or sheared stack: slices lie {abs(y):.3g} mm (rows) and {abs(x):.3g} mm (columns) beside each "
         "other; they are resampled onto a right-angled grid by linear interpolation"
     )
+
+
+def _is_flat_ultrasound(series: Series) -> bool:
+    """Whether it is one ultrasound file whose frames have no place in the patient."""
+    return series.kind == "ultrasound" and len(series.files) == 1 and not any(s.plane.position for s in series.slices)
+
+
+def _cine(header: Header) -> Series:
+    """One ultrasound file whose frames are time."""
+    return Series(
+        header.series_uid,
+        header.modality,
+        header.description,
+        (header.path,),
+        (header.pixels.rows, header.pixels.columns),
+        header.study_uid,
+        header.kind,
+        f"{header.frames} frames over time",
+    )
+
+
+def _first_frame(series: Series) -> int:
+    return series.slices[0].plane.frame if series.slices else 0
 
 
 def _series(group: tuple[Slice, ...], part: str) -> Series:

@@ -19,6 +19,7 @@ FORMAT = "dicom-us"
 Spacing = tuple[float, float]
 
 _CLASSES = {f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("3", "3.1", "6", "6.1")}
+_VOLUME = "1.2.840.10008.5.1.4.1.1.6.2"  # enhanced: frames are planes of a volume
 _TAGS = """SOPClassUID Modality SeriesInstanceUID ImagePositionPatient PixelSpacing SequenceOfUltrasoundRegions
     FrameIncrementPointer FrameTime FrameTimeVector CineRate""".split()
 _FRAME_TIME, _FRAME_TIME_VECTOR = 0x00181063, 0x00181065
@@ -29,7 +30,7 @@ _DEEPEST_MM = 400  # no scan head sees deeper
 
 def is_ultrasound(header: Any) -> bool:
     """Whether a DICOM header is of a 2D ultrasound file: its frames have no place in the patient and are no slices."""
-    if header.get("ImagePositionPatient") is not None:
+    if header.get("ImagePositionPatient") is not None or header.get("SOPClassUID") == _VOLUME:
         return False
     return header.get("SOPClassUID") in _CLASSES or header.get("Modality") in ("US", "IVUS")
 

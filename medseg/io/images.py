@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from medseg.errors import DicomError, GeometryError, ImageError, MedsegError
+from medseg.io.channels import match_channels, same_channels
 from medseg.io.itk import read_itk, write_itk
 from medseg.io.label_values import some_of, values_in, whole_numbers
 from medseg.io.named_labels import is_named, read_named_labels
@@ -24,7 +25,6 @@ _ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
 _RASTER = (".png", ".tif", ".tiff", ".bmp")
 SUFFIXES = (*_NIFTI, *_PAIR, *_ITK, *_RASTER)
 _DICOM = (".dcm", ".dicom", ".ima")
-_LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # Rec. ITU-R BT.601
 
 
 def is_image(path: Path) -> bool:
@@ -62,6 +62,7 @@ def read_image(
     channels: tuple[str, ...] = (),
     files: Sequence[Sequence[Path]] = (),
     volumes: Sequence[int] = (),
+    spacing_mm: tuple[float, float] | None = None,
 ) -> Image:
     """Read one scan: one path per channel, or one path that holds all channels.
 
@@ -72,7 +73,8 @@ def read_image(
     warning. A colour file where one channel is asked becomes grey: exactly if its channels are equal, else by
     luminance with a warning. `channels` names the channels and fixes their number; without it, a fourth axis that is
     time is refused. `files` and `volumes`, as in `Case`, say which DICOM files to read for each path, and which of
-    the volumes they hold, whatever else lies beside them.
+    the volumes they hold, whatever else lies beside them. `spacing_mm` (y, x) is that of flat images and ultrasound
+    files that state none.
 
     Raises ImageError for files that cannot be read, hold NaN or infinite voxels, or another number of channels;
     GeometryError for grids that are invalid or differ; DicomError for series that are no regular volume.
@@ -86,7 +88,11 @@ def read_image(
     expected = 1 if len(paths) > 1 else len(channels)
     own = list(zip_longest(paths, files, volumes, fillvalue=None))
     parts = [
-        _with_channels(_read_path(path, only or (), volume or 0, channels_named=expected > 1), expected, path)
+        match_channels(
+            _read_path(path, only or (), volume or 0, channels_named=expected > 1, spacing_mm=spacing_mm),
+            expected,
+            path,
+        )
         for path, only, volume in own
         if path is not None
     ]
@@ -140,7 +146,7 @@ def read_labels(path: Path, labels: Labels, image: Image | None = None) -> Label
         return read_named_labels(path, labels, image)
     image = _read_path(path, stored_values=True)
     array = image.array
-    if len(array) == 3 and _same_channels(array):
+    if len(array) == 3 and same_channels(array):
         array = array[:1]
     if len(array) != 1:
         raise ImageError(f"has {len(array)} channels", where=path, hint="a label map holds one number per voxel")
@@ -200,9 +206,13 @@ def _read_path(
     *,
     stored_values: bool = False,
     channels_named: bool = False,
+    spacing_mm: tuple[float, float] | None = None,
 ) -> Image:
     try:
-        image = _read_dicom(path, files, volume) if files else _decode(path, stored_values, channels_named)
+        if files or path.is_dir() or (path.is_file() and is_dicom(path)):
+            image = _read_dicom(path, files, volume, spacing_mm)
+        else:
+            image = _decode(path, stored_values, channels_named)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ImageError(f"cannot be opened ({reason})", where=path, hint="check the path") from error
@@ -216,13 +226,19 @@ def _read_path(
         bad = image.array.size - int(np.count_nonzero(np.isfinite(image.array)))
         if bad:
             raise ImageError(f"{bad} voxels are NaN or infinite", where=path, hint="replace them in the file")
-    return image
+    return image if spacing_mm is None else _with_spacing(image, spacing_mm)
+
+
+def _with_spacing(image: Image, spacing_mm: tuple[float, float]) -> Image:
+    if image.geometry.unit == "px" and image.geometry.shape[0] == 1:
+        return replace(image, geometry=replace(image.geometry, spacing_mm=(1.0, *spacing_mm), unit="mm"))
+    if image.source is not None and image.source.format == "dicom-us":  # the reader has taken it
+        return image
+    return replace(image, warnings=(*image.warnings, "states a spacing of its own; the given one is not used"))
 
 
 def _decode(path: Path, stored_values: bool, channels_named: bool) -> Image:
     suffix = _suffix(path)
-    if path.is_dir():
-        return _read_dicom(path)
     if not path.is_file():
         what = "is no regular file" if path.exists() else "does not exist"
         raise ImageError(what, where=path, hint="check the path")
@@ -232,12 +248,12 @@ def _decode(path: Path, stored_values: bool, channels_named: bool) -> Image:
         return read_itk(path, channels_named=channels_named)
     if suffix in _RASTER:
         return read_raster(path, stored_values=stored_values)
-    if is_dicom(path):
-        return _read_dicom(path)
     raise ImageError("is no known image format", where=path, hint=f"use DICOM or one of {', '.join(SUFFIXES)}")
 
 
-def _read_dicom(path: Path, files: Sequence[Path] = (), volume: int = 0) -> Image:
+def _read_dicom(
+    path: Path, files: Sequence[Path] = (), volume: int = 0, spacing_mm: tuple[float, float] | None = None
+) -> Image:
     """A volume of `files`, else the one series in a folder, or the series in its folder that a file belongs to."""
     from medseg.io.dicom_series import choose_volume, find_series, group_files, read_series
 
@@ -261,34 +277,11 @@ def _read_dicom(path: Path, files: Sequence[Path] = (), volume: int = 0) -> Imag
     if not found:
         reasons = reasons or "no files"
         raise DicomError(f"holds no readable DICOM series ({reasons})", where=path, hint="give a folder of slices")
-    image = read_series(found[0])
+    image = read_series(found[0], spacing_mm=spacing_mm)
     notes = [*aside, *([f"{len(refused)} other files were left out ({reasons})"] if refused else [])]
     if path.is_file() and not files and len(found[0].files) > 1:
         notes.append(f"read with the {len(found[0].files) - 1} other files of its series")
     return replace(image, warnings=(*image.warnings, *notes))
-
-
-def _with_channels(image: Image, expected: int, path: Path) -> Image:
-    """The image with `expected` channels (0 = as it is)."""
-    count = len(image.array)
-    if expected in (0, count):
-        return image
-    flat = image.source is not None and image.source.format in ("png", "tif", "bmp", "dicom")
-    if expected == 1 and count == 3 and flat:
-        if _same_channels(image.array):
-            return replace(image, array=image.array[:1], channels=image.channels[:1])
-        grey = np.tensordot(_LUMINANCE, image.array.astype(np.float32), axes=1)[np.newaxis]
-        if image.array.dtype.kind in "iu":
-            grey = np.rint(grey).astype(image.array.dtype)
-        warnings = (*image.warnings, "colours are converted to grey by luminance")
-        return replace(image, array=grey, channels=image.channels[:1], warnings=warnings)
-    raise ImageError(
-        f"has {count} channels where {expected} are expected", where=path, hint="give one file per channel"
-    )
-
-
-def _same_channels(array: Shaped[np.ndarray, "c z y x"]) -> bool:
-    return all(np.array_equal(array[0], other) for other in array[1:])
 
 
 def _stack(arrays: Sequence[Shaped[np.ndarray, "1 z y x"]]) -> Shaped[np.ndarray, "c z y x"]:

@@ -13,7 +13,9 @@ from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGBaseline8Bit, RLELossles
 from us_phantoms import save, sector_frames, us_dataset, us_region
 
 from medseg.errors import DicomError
+from medseg.io.dicom_series import find_series, series_layout
 from medseg.io.dicom_us import is_cine, open_cine, read_ultrasound
+from medseg.io.images import read_image
 
 GREY = sector_frames(count=3)
 TINT = np.stack([GREY, GREY // 2, 255 - GREY], axis=-1)
@@ -233,3 +235,35 @@ def test_one_frame_of_many_is_read_alone(tmp_path):
         tracemalloc.stop()
     assert seen == list(range(120))
     assert peak < frames.nbytes / 4
+
+
+def test_every_ultrasound_file_is_a_scan_of_its_own(tmp_path):
+    for name, frames in (("a", GREY[:1]), ("b", GREY[1:2]), ("c", GREY)):
+        data = us_dataset(frames)
+        data.SeriesInstanceUID = "2.25.7"
+        save(data, tmp_path / f"{name}.dcm")
+    found, refused = find_series(tmp_path)
+    assert refused == {}
+    assert [(series.files[0].name, series.kind) for series in found] == [
+        ("a.dcm", "ultrasound"),
+        ("b.dcm", "ultrasound"),
+        ("c.dcm", "ultrasound"),
+    ]
+    assert "3 frames over time" in found[2].summary
+    np.testing.assert_array_equal(read_image([tmp_path / "b.dcm"]).array[0, 0], GREY[1])
+    assert series_layout(found[2]).geometry == open_cine(tmp_path / "c.dcm").geometry
+    with pytest.raises(DicomError, match="3 frames over time"):
+        read_image([tmp_path / "c.dcm"])
+
+
+def test_read_image_takes_colours_as_grey_and_a_spacing_where_there_is_none(tmp_path):
+    path = save(us_dataset(TINT[:1], photometric="RGB", spacing_cm=None), tmp_path / "a.dcm")
+    with pytest.raises(DicomError, match="no pixel spacing"):
+        read_image([path], channels=("US",))
+    image = read_image([path], channels=("US",), spacing_mm=(0.2, 0.3))
+    assert image.geometry.spacing_mm == (1.0, 0.2, 0.3)
+    luminance = np.rint(TINT[0] @ [0.299, 0.587, 0.114])
+    assert np.abs(image.array[0, 0].astype(float) - luminance).max() <= 1
+    Picture.fromarray(GREY[0]).save(tmp_path / "b.png")
+    flat = read_image([tmp_path / "b.png"], spacing_mm=(0.2, 0.3))
+    assert (flat.geometry.unit, flat.geometry.spacing_mm) == ("mm", (1.0, 0.2, 0.3))
