@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from medseg.io.images import read_image as read_image
     from medseg.io.images import read_labels as read_labels
     from medseg.io.images import write_labels as write_labels
+    from medseg.io.landmarks import read_landmarks as read_landmarks
+    from medseg.io.landmarks import write_landmarks as write_landmarks
     from medseg.io.records import write_record as write_record
     from medseg.metrics.cases import score_case as score_case
     from medseg.metrics.cases import summarise as summarise
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from medseg.types.image import LabelMap as LabelMap
     from medseg.types.labels import Label as Label
     from medseg.types.labels import Labels as Labels
+    from medseg.types.landmarks import Landmarks as Landmarks
     from medseg.types.plan import Budget as Budget
     from medseg.types.plan import LossTerm as LossTerm
     from medseg.types.plan import Network as Network
@@ -59,6 +62,7 @@ _HOMES = {
     "medseg.errors": ("MedsegError",),
     "medseg.io.datasets": ("read_dataset",),
     "medseg.io.images": ("read_image", "read_labels", "write_labels"),
+    "medseg.io.landmarks": ("read_landmarks", "write_landmarks"),
     "medseg.io.records": ("write_record",),
     "medseg.metrics.cases": ("score_case", "summarise"),
     "medseg.training.curves": ("tensorboard",),
@@ -66,6 +70,7 @@ _HOMES = {
     "medseg.types.geometry": ("Geometry",),
     "medseg.types.image": ("Image", "LabelMap"),
     "medseg.types.labels": ("Label", "Labels"),
+    "medseg.types.landmarks": ("Landmarks",),
     "medseg.types.plan": ("Budget", "LossTerm", "Network", "Plan", "Step", "Topology"),
     "medseg.types.progress": ("Progress",),
     "medseg.types.result": ("CaseScores", "ModelBundle", "Prediction", "RunReport"),
