@@ -81,7 +81,12 @@ def check_whole(path: Path, form: str, labels: Labels) -> None:
 
         check_rtstruct(path, labels)
         return
-    read_labels(path, labels)
+    if form == "dicom-seg":
+        from medseg.io.dicom_seg_reader import read_seg
+
+        read_seg(path)
+    else:
+        read_labels(path, labels)
 
 
 def _write(prediction: Prediction, form: str, path: Path, made_by: Provenance, seg_kind: SegKind) -> None:
