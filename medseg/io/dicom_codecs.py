@@ -1,4 +1,4 @@
-"""Decode one compressed frame: GDCM (through SimpleITK) for what it knows, a pydicom plug-in for HTJ2K."""
+"""Decode one compressed frame: by GDCM (through SimpleITK), or by pydicom what GDCM does not decode, or not rightly."""
 
 import os
 import struct
@@ -41,9 +41,10 @@ _SECONDARY_CAPTURE = b"1.2.840.10008.5.1.4.1.1.7\0"
 
 def decode(code: bytes, header: Header) -> Shaped[np.ndarray, "*any"]:
     """Stored values of one frame in the order y, x, sample. Raises DicomError naming the file."""
-    syntax = header.syntax
-    if syntax in _HTJ2K:
-        return _decode_htj2k(code, header)
+    syntax, pixels = header.syntax, header.pixels
+    deep_rle = syntax == RLELossless and pixels.allocated > (16 if pixels.samples == 1 else 8)
+    if syntax in _HTJ2K or deep_rle:  # GDCM mixes up the segments of deep RLE colours
+        return _decode_by_pydicom(code, header)
     if syntax not in (*_JPEG, *_J2K, RLELossless):
         raise DicomError(
             f"transfer syntax {_named(syntax)} is not supported",
@@ -65,9 +66,10 @@ def decode(code: bytes, header: Header) -> Shaped[np.ndarray, "*any"]:
 def code_size(code: bytes, syntax: str) -> tuple[int, int] | None:
     """Rows and columns that a JPEG, JPEG-LS or JPEG 2000 stream states, before it is decoded; None for others."""
     if syntax in (*_J2K, *_HTJ2K):
-        if code[:4] != b"\xff\x4f\xff\x51" or len(code) < 40:
+        start = code[:256].find(b"\xff\x4f\xff\x51")  # some writers leave the boxes of a .jp2 file in front
+        if start < 0 or len(code) < start + 24:
             return 0, 0
-        right, below, left, above = struct.unpack(">4I", code[8:24])
+        right, below, left, above = struct.unpack(">4I", code[start + 8 : start + 24])
         return below - above, right - left
     if syntax not in _JPEG:
         return None
@@ -85,7 +87,7 @@ def _named(syntax: str) -> str:
     return f"{UID(syntax).name} ({syntax})"
 
 
-def _decode_htj2k(code: bytes, header: Header) -> Shaped[np.ndarray, "*any"]:
+def _decode_by_pydicom(code: bytes, header: Header) -> Shaped[np.ndarray, "*any"]:
     from pydicom.pixels import get_decoder
 
     decoder = get_decoder(UID(header.syntax))

@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Shaped
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.uid import DeflatedExplicitVRLittleEndian as Deflated
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medseg.errors import DicomError
 from medseg.io.dicom_codecs import code_size, decode
@@ -74,9 +74,10 @@ def stored_frame(header: Header, frame: int) -> Shaped[np.ndarray, "y x"] | Shap
         raise DicomError(f"cannot be read ({error.strerror})", where=header.path, hint="copy the file again") from error
     pixels = header.pixels
     stated = code_size(code, header.syntax)
-    if stated is not None and stated[:2] != (pixels.rows, pixels.columns):
+    if stated not in {None, (pixels.rows, pixels.columns)}:
+        size = f"is {stated[0]} x {stated[1]}" if stated and all(stated) else "has no size"
         raise DicomError(
-            f"its compressed image is {stated[0]} x {stated[1]}, its header says {pixels.rows} x {pixels.columns}",
+            f"its compressed image {size}, its header says {pixels.rows} x {pixels.columns}",
             where=header.path,
             hint=_AGAIN,
         )
@@ -128,7 +129,11 @@ def _native(header: Header, frame: int) -> Shaped[np.ndarray, "y x"] | Shaped[np
     dtype = np.dtype(f"{'>' if header.syntax == ExplicitVRBigEndian else '<'}{kind}{pixels.allocated // 8}")
     with header.path.open("rb") as file:
         opened = open_data_set(file).file if header.syntax == Deflated else file
-        flat = np.frombuffer(_read(opened, (pixels.offset + frame * size, size), header.path), dtype)
+        start, odd = frame * size, frame * size % 2 if pixels.swapped else 0
+        data = _read(opened, (pixels.offset + start - odd, size + (odd + size) % 2 * pixels.swapped + odd), header.path)
+    if pixels.swapped:
+        data = np.frombuffer(data, np.uint16).byteswap().tobytes()[odd : odd + size]
+    flat = np.frombuffer(data, dtype)
     flat = flat.astype(dtype.newbyteorder("="), copy=False)
     if pixels.samples == 1:
         return flat.reshape(pixels.rows, pixels.columns)
@@ -157,18 +162,16 @@ def _read(file: BinaryIO, span: Span, path: Path) -> bytes:
 
 
 def _spans(header: Header) -> tuple[tuple[Span, ...], ...]:
-    if header.pixels.length >= 0:
-        raise DicomError(
-            f"compressed pixels ({UID(header.syntax).name}) are not encapsulated", where=header.path, hint=_AGAIN
-        )
-    return _frame_spans(header.path, header.pixels.offset, header.frames, header.bytes)
+    offset, length = header.pixels.offset, header.pixels.length
+    end = header.bytes if length < 0 else min(offset + length, header.bytes)
+    return _frame_spans(header.path, offset, header.frames, end)
 
 
 @lru_cache(maxsize=4)
-def _frame_spans(path: Path, offset: int, frames: int, size: int) -> tuple[tuple[Span, ...], ...]:
+def _frame_spans(path: Path, offset: int, frames: int, end: int) -> tuple[tuple[Span, ...], ...]:
     """Where the fragments of every frame lie. Raises DicomError where that cannot be told."""
     with path.open("rb") as file:
-        table, fragments = _fragments(file, offset, size, path)
+        table, fragments = _fragments(file, offset, end, path)
         if frames == 1:
             return (tuple(fragments),)
         if len(fragments) == frames:
@@ -184,17 +187,17 @@ def _frame_spans(path: Path, offset: int, frames: int, size: int) -> tuple[tuple
     return tuple(tuple(fragments[a:b]) for a, b in zip(starts, ends, strict=True))
 
 
-def _fragments(file: BinaryIO, offset: int, size: int, path: Path) -> tuple[bytes, list[Span]]:
-    """The offset table and every fragment up to the end mark."""
+def _fragments(file: BinaryIO, offset: int, end: int, path: Path) -> tuple[bytes, list[Span]]:
+    """The offset table and every fragment up to the end mark, or up to `end`."""
     found: list[Span] = []
     at = offset
-    while True:
+    while at < end:
         head = _read(file, (at, 8), path)
         if head[:4] == _END:
             break
         (length,) = struct.unpack("<I", head[4:])
-        if head[:4] != _ITEM or at + 8 + length > size:
-            raise DicomError("pixel data are truncated or damaged", where=path, hint="copy the file again")
+        if head[:4] != _ITEM or at + 8 + length > end:
+            raise DicomError("pixel data are truncated or not encapsulated", where=path, hint="copy the file again")
         found.append((at + 8, length))
         at += 8 + length
     if len(found) < 2:

@@ -61,6 +61,7 @@ class Pixels:
     offset: int
     length: int
     overlays: bool  # overlay planes lie in unused bits
+    swapped: bool  # bytes lie in words, most significant first
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,7 @@ def _pixels(data: Any, opened: DataSet) -> Pixels | str:
         opened.file.tell() - (0 if long else 4),
         -1 if length == _UNDEFINED else length,
         any(whole(places, tag, 0) for tag in _OVERLAYS),
+        allocated == 8 and not opened.little and head[4:6] == b"OW",
     )
 
 

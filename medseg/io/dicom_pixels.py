@@ -143,9 +143,8 @@ def _scaled(stored: Shaped[np.ndarray, "*s y x"], one: Slice) -> Shaped[np.ndarr
     reach = max(abs(int(stored.min())), abs(int(stored.max()))) * max(abs(slope), 1) + abs(intercept)
     wide = stored.astype(np.int16 if reach <= _INT16.max else np.int32 if reach < 1 << 31 else np.int64)
     if slope != 1:
-        wide *= int(slope)
-    wide += int(intercept)
-    return wide
+        np.multiply(wide, int(slope), out=wide)
+    return np.add(wide, int(intercept), out=wide)
 
 
 def _warnings(slices: Sequence[Slice], masked: int, rounded: bool) -> tuple[str, ...]:
