@@ -17,6 +17,7 @@ from medseg.io.contours import Polygon, fill
 from medseg.io.label_names import choose, numbered, paint
 from medseg.io.rtstruct_writer import write_rtstruct
 from medseg.io.source_planes import source_planes
+from medseg.io.terminology import plain_text
 from medseg.types.geometry import Geometry
 from medseg.types.image import Image, LabelMap
 from medseg.types.labels import Labels
@@ -85,7 +86,7 @@ def check_rtstruct(path: Path, labels: Labels) -> None:
     ds = _open(path)
     names = [structure.name for structure in _structures(ds, path)]
     last = ds.get("ApprovalStatus")  # the last element of such a file
-    if last is None or names != [label.name[:64] for label in labels.items]:
+    if last is None or names != [plain_text(label.name) for label in labels.items]:
         raise DicomError("is cut off or holds other structures", where=path, hint="write it again")
 
 

@@ -19,6 +19,7 @@ from medseg.errors import DicomError, GeometryError
 from medseg.io.contours import outlines
 from medseg.io.files import whole_file
 from medseg.io.source_planes import Plane, match_planes, read_header, source_planes
+from medseg.io.terminology import colour, concept, plain_text
 from medseg.types.geometry import Geometry
 from medseg.types.image import Image, LabelMap
 from medseg.types.labels import Label
@@ -28,10 +29,6 @@ _CONTOUR_DATA = Tag("ContourData")
 _COPIED = """PatientName PatientID PatientBirthDate PatientSex StudyInstanceUID StudyDate StudyTime StudyID
     AccessionNumber ReferringPhysicianName""".split()
 _TYPES = {"gtv": "GTV", "ctv": "CTV", "ptv": "PTV", "itv": "CTV", "external": "EXTERNAL", "body": "EXTERNAL"}
-_COLOURS = (
-    (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48), (145, 30, 180),
-    (70, 240, 240), (240, 50, 230), (210, 245, 60), (250, 190, 212), (0, 128, 128), (220, 190, 255),
-)  # fmt: skip
 
 
 def write_rtstruct(labels: LabelMap, image: Image, path: Path) -> None:
@@ -62,7 +59,7 @@ def write_rtstruct(labels: LabelMap, image: Image, path: Path) -> None:
     rois, contours, observations = [], [], []
     for number, label in enumerate(labels.labels.items, start=1):
         rois.append(_item(
-            ROINumber=number, ReferencedFrameOfReferenceUID=frame, ROIName=label.name[:64],
+            ROINumber=number, ReferencedFrameOfReferenceUID=frame, ROIName=plain_text(label.name),
             ROIGenerationAlgorithm="AUTOMATIC",
         ))  # fmt: skip
         contours.append(_roi_contour(number, label, labels, planes))
@@ -124,8 +121,7 @@ def _roi_contour(number: int, label: Label, labels: LabelMap, planes: Sequence[P
         mask: Bool[np.ndarray, "y x"] = np.isin(labels.array[index], label.stored)
         for polygon in outlines(mask):
             items.append(_contour(_to_mm(polygon, index, labels.geometry), plane))
-    colour = getattr(label, "color", None) or _COLOURS[(number - 1) % len(_COLOURS)]
-    roi = _item(ROIDisplayColor=list(colour), ReferencedROINumber=number)
+    roi = _item(ROIDisplayColor=list(colour(number - 1)), ReferencedROINumber=number)
     if items:
         roi.ContourSequence = items
     return roi
@@ -164,10 +160,14 @@ def _observation(number: int, label: Label) -> Item:
     first = re.match("[a-z]+", label.name.strip().casefold())
     kind = _TYPES.get(first[0] if first else "", "ORGAN")
     item = _item(ObservationNumber=number, ReferencedROINumber=number, RTROIInterpretedType=kind, ROIInterpreter="")
-    if label.code is not None:
-        code = label.code
+    code = concept(label).kind
+    if label.code is not None or code.scheme == "SCT":
         item.RTROIIdentificationCodeSequence = [
-            _item(CodeValue=code.value, CodingSchemeDesignator=code.scheme, CodeMeaning=code.meaning[:64])
+            _item(
+                CodeValue=plain_text(code.value, 16),
+                CodingSchemeDesignator=plain_text(code.scheme, 16),
+                CodeMeaning=plain_text(code.meaning),
+            )
         ]
     return item
 

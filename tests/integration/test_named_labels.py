@@ -2,8 +2,12 @@
 
 import json
 
+import highdicom
 import numpy as np
+import pydicom
 import pytest
+from pydicom.sr.codedict import codes
+from pydicom.uid import generate_uid
 
 from medseg import check_dataset
 from medseg.cli.app import main
@@ -22,7 +26,36 @@ def rtstruct(labels, image, path):
     write_rtstruct(labels, image, path)
 
 
-WRITERS = {"rtstruct": (rtstruct, "labelsTr/{}.dcm")}
+def seg(labels, image, path):
+    """A binary SEG by highdicom itself, without frames for empty slices."""
+    described = [
+        highdicom.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=item.name,
+            segmented_property_category=codes.SCT.AnatomicalStructure,
+            segmented_property_type=codes.SCT.Organ,
+            algorithm_type="MANUAL",
+        )
+        for number, item in enumerate(labels.labels.items, start=1)
+    ]
+    made = highdicom.seg.Segmentation(
+        source_images=[pydicom.dcmread(file) for file in image.source.files],
+        pixel_array=labels.array,
+        segmentation_type="BINARY",
+        segment_descriptions=described,
+        series_instance_uid=generate_uid(),
+        series_number=2,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="none",
+        manufacturer_model_name="none",
+        software_versions="1",
+        device_serial_number="1",
+    )
+    made.save_as(path)
+
+
+WRITERS = {"rtstruct": (rtstruct, "labelsTr/{}.dcm"), "seg": (seg, "labelsTr/{}/any name.dcm")}
 
 
 @pytest.fixture(params=sorted(WRITERS))
@@ -33,7 +66,7 @@ def data(request, tmp_path):
     for seed in range(5):
         pixels, labels = nested_ellipsoids(SHAPE, seed=seed)
         series = folder / f"imagesTr/case_{seed}_0000"
-        write_dicom(series, np.rint(pixels), grid(SHAPE, spacing_mm=(2.0, 1.0, 1.0)))
+        write_dicom(series, np.rint(pixels), grid(SHAPE, spacing_mm=(2.0, 1.0, 1.0), frame=f"1.2.3.{seed}"))
         image = read_image([series])
         path = folder / name.format(f"case_{seed}")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,9 +110,9 @@ def test_check_names_what_is_there(data):
 
 
 def test_labels_of_another_scan_are_errors(data):
-    labels = sorted((data / "labelsTr").iterdir())
-    first = labels[0].read_bytes()
-    labels[0].write_bytes(labels[1].read_bytes())
-    labels[1].write_bytes(first)
+    one, other = (case.label for case in read_dataset(data).cases[:2])
+    first = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(first)
     errors = [fault for fault in check_dataset(data) if fault.severity == "error"]
     assert [fault.case for fault in errors] == ["case_0", "case_1"]
