@@ -61,7 +61,8 @@ def _qform(header: Any, path: Path) -> Matrix:
     if float(filled["pixdim"][0]) == 0:
         filled["pixdim"][0] = 1  # as the standard asks
     try:
-        matrix: Matrix = np.asarray(filled.get_qform(), dtype=float)
+        with np.errstate(all="ignore"):  # numbers that are not finite are refused by `_grid`
+            matrix: Matrix = np.asarray(filled.get_qform(), dtype=float)
     except (HeaderDataError, ValueError) as error:
         raise GeometryError(f"qform is invalid ({error})", where=path, hint=_FIX) from error
     return matrix
@@ -81,7 +82,8 @@ def _from_pixdim(header: Any, shape: Size3, path: Path) -> Matrix:
 
 
 def _grid(ras: Matrix, unit: float, shape: Size3, header: Any, path: Path) -> Geometry:
-    matrix = ras[:3] * unit
+    with np.errstate(all="ignore"):
+        matrix = ras[:3] * unit
     matrix[:2] *= -1
     columns, origin = matrix[:, :3], matrix[:, 3]
     if not np.isfinite(matrix).all():
@@ -89,7 +91,8 @@ def _grid(ras: Matrix, unit: float, shape: Size3, header: Any, path: Path) -> Ge
     if shape[0] == 1 and not columns[:, 2].any():
         normal = np.cross(columns[:, 0], columns[:, 1])
         columns[:, 2] = normal / max(float(np.linalg.norm(normal)), 1e-12)
-    lengths = np.linalg.norm(columns, axis=0)
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(columns, axis=0)
     if lengths.min() < 1e-9 or not np.isfinite(lengths).all():
         raise GeometryError("affine is singular or not finite", where=path, hint=_FIX)
     unit_columns = columns / lengths

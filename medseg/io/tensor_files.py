@@ -13,6 +13,7 @@ from medseg.io.plain_json import parse_json
 _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
 _BYTES |= {"I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}
 _LONGEST_HEADER = 16 << 20  # bytes; 100,000 tensors need less
+_KEYS = ("dtype", "shape", "data_offsets")
 _REFUSE = "do not use this file"
 
 
@@ -59,11 +60,11 @@ def read_tensor_table(path: Path) -> Mapping[str, Tensor]:
 
 def _place(name: str, entry: Any, path: Path) -> tuple[int, int, str, tuple[int, ...]]:
     """First and last byte, name and shape of one entry of the header."""
-    known = isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"}
-    shape, offsets = (entry["shape"], entry["data_offsets"]) if known else ([], [])
-    if not known or not _whole(shape) or not _whole(offsets) or len(offsets) != 2 or entry["dtype"] not in _BYTES:
+    known = isinstance(entry, dict) and set(entry) == set(_KEYS)
+    dtype, shape, offsets = (entry[key] for key in _KEYS) if known else ("", [], [])
+    if str(dtype) not in _BYTES or not _whole(shape) or not _whole(offsets) or len(offsets) != 2:
         raise BundleError(f"tensor {name!r} is not described right", where=path, hint=_REFUSE)
-    if offsets[1] - offsets[0] != math.prod(shape) * _BYTES[entry["dtype"]]:
+    if offsets[1] - offsets[0] != math.prod(shape) * _BYTES[str(dtype)]:
         raise BundleError(f"tensor {name!r} has another size than its shape", where=path, hint=_REFUSE)
     return offsets[0], offsets[1], name, tuple(shape)
 
