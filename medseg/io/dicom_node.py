@@ -120,6 +120,8 @@ def send_files(files: Sequence[Path], peer: Peer, *, aet: str) -> None:
     association = entity.associate(peer.host, peer.port, ae_title=peer.aet)
     if association.is_rejected:
         raise NetworkError("rejects the association", where=peer, hint=f"make it know the AE title {aet}")
+    if not association.is_established and association.rejected_contexts:
+        raise PeerRefused("does not take such objects", where=peer, hint="check the SOP classes it accepts")
     if not association.is_established:
         raise NetworkError("cannot be reached", where=peer, hint="check host, port and firewall, and that it runs")
     try:
