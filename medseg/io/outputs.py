@@ -13,7 +13,7 @@ from medseg.types.image import Image, Source
 from medseg.types.labels import Labels
 from medseg.types.result import Prediction, Provenance
 
-Format = Literal["nii.gz", "nrrd", "mha", "png", "seg.nrrd", "dicom-seg", "rtstruct"]
+Format = Literal["nii.gz", "nrrd", "mha", "png", "seg.nrrd", "dicom-seg", "rtstruct", "gif"]
 SegKind = Literal["binary", "labelmap"]
 _SUFFIX = {"dicom-seg": "seg.dcm", "rtstruct": "rtstruct.dcm"}  # of the others it is their own name
 _LIKE = {".mha": "mha", ".mhd": "mha", ".nrrd": "nrrd", ".nhdr": "nrrd", ".png": "png", ".bmp": "png"}
@@ -43,6 +43,8 @@ def check_formats(source: Source | None, formats: Sequence[str], labels: Labels,
 
     DICOM objects need a scan that was read from DICOM; a labelmap SEG cannot hold classes that overlap.
     """
+    if "gif" in formats:
+        raise ImageError("--format gif is for ultrasound cines", hint="use nii.gz, or png for one slice")
     needed = [form for form in formats if form in _NEED_DICOM]
     if needed and (source is None or not source.format.startswith("dicom")):
         where = source.files[0] if source is not None and source.files else ""
@@ -81,10 +83,18 @@ def check_whole(path: Path, form: str, labels: Labels) -> None:
 
         check_rtstruct(path, labels)
         return
-    if form == "dicom-seg":
-        from medseg.io.dicom_seg_reader import read_seg
+    if form == "seg.nrrd":
+        from medseg.io.seg_nrrd import read_seg_nrrd
 
-        read_seg(path)
+        read_seg_nrrd(path)
+    elif form == "dicom-seg":
+        from medseg.io.dicom_seg_reader import read_seg
+        from medseg.io.dicom_us_seg import check_us_seg, is_us_seg
+
+        if is_us_seg(path):
+            check_us_seg(path)
+        else:
+            read_seg(path)
     else:
         read_labels(path, labels)
 
@@ -93,6 +103,18 @@ def _write(prediction: Prediction, form: str, path: Path, made_by: Provenance, s
     """One format; a new one is a branch here and in `check_whole`."""
     if form in ("nii.gz", "nrrd", "mha", "png"):
         write_labels(prediction.labels, path)
+    elif form == "dicom-seg" and prediction.source is not None and prediction.source.format == "dicom-us":
+        from medseg.io.dicom_us_seg import write_us_seg
+
+        write_us_seg(prediction.labels, prediction.source, path, made_by, kind=seg_kind)
+    elif form == "dicom-seg" and prediction.source is not None:
+        from medseg.io.dicom_seg import write_seg
+
+        write_seg(prediction.labels, prediction.source, path, made_by, kind=seg_kind)
+    elif form == "seg.nrrd":
+        from medseg.io.seg_nrrd import write_seg_nrrd
+
+        write_seg_nrrd(prediction.labels, path)
     elif form == "rtstruct":
         from medseg.io.rtstruct import write_rtstruct
 
