@@ -60,7 +60,7 @@ def find_cases(
             found = [_Scan(path, image_stem(path), path.parent)]
         elif is_dicom(path):
             if path.parent not in folders:
-                folders[path.parent] = _series_in(_beside(path), {}, report)
+                folders[path.parent] = _series_in(files_beside(path), {}, report)
             found = [scan for scan in folders[path.parent] if path in scan.files]
             refused.update({} if found else scan_reason(path))
         else:
@@ -86,14 +86,23 @@ def scan_reason(path: Path) -> dict[Path, str]:
 def _in_folder(folder: Path, refused: dict[Path, str], report: Report) -> list[_Scan]:
     """Image files, and one scan per DICOM series."""
     files, wrong = walk(folder)
-    refused.update(wrong)
-    scans = [_Scan(path, image_stem(path), path.parent) for path in files if is_image(path)]
-    refused.update({path: "is an archive; give it by itself" for path in files if is_archive(path)})
-    others = [path for path in files if not is_image(path) and not is_archive(path) and not _is_voxel_file(path)]
-    return scans + _series_in(others, refused, report)
+    images, others, archives = sorted_by_kind(files)
+    refused.update(wrong | archives)
+    return [_Scan(path, image_stem(path), path.parent) for path in images] + _series_in(others, refused, report)
 
 
-def _beside(path: Path) -> list[Path]:
+def sorted_by_kind(files: Sequence[Path]) -> tuple[list[Path], list[Path], dict[Path, str]]:
+    """Image files by suffix, what may be DICOM, and the archives, which are not looked into, with that reason.
+
+    Files with the voxels of a header beside them are none of these.
+    """
+    archives = {path: "is an archive; give it by itself" for path in files if is_archive(path)}
+    images = [path for path in files if is_image(path)]
+    others = [path for path in files if not (is_image(path) or path in archives or _is_voxel_file(path))]
+    return images, others, archives
+
+
+def files_beside(path: Path) -> list[Path]:
     """A DICOM file and the other files of its folder that may be of its series."""
     return sorted(
         other for other in path.parent.iterdir() if other.is_file() and not (is_image(other) or other.name[0] == ".")
@@ -104,6 +113,9 @@ def _series_in(files: Sequence[Path], refused: dict[Path, str], report: Report) 
     headers = scan_headers(files, report=report)
     series, wrong = group_headers([header for header in headers.values() if isinstance(header, Header)])
     wrong |= {path: header for path, header in headers.items() if isinstance(header, str)}
+    cines = [header for header in headers.values() if isinstance(header, Header) and is_cine(header)]
+    for header in cines:
+        wrong.pop(header.path, None)
     refused.update({path: wrong[path] for path in sorted(wrong) if path.name != "DICOMDIR"})
     homes = [Path(os.path.commonpath([file.parent for file in one.files])) for one in series]
     above = Counter(folder for one in series for folder in _folders_of(one))
@@ -113,7 +125,24 @@ def _series_in(files: Sequence[Path], refused: dict[Path, str], report: Report) 
         same = frozenset(one.files)
         scans.append(_series_scan(one, home, shared=above[home] > 1, volume=seen[same]))
         seen[same] += 1
-    return scans
+    return scans + [_cine_scan(header) for header in cines]
+
+
+def is_cine(header: Header) -> bool:
+    """Whether a file holds ultrasound frames over time, which are one scan though they are no volume."""
+    return header.kind == "ultrasound" and header.frames > 1 and not header.planes
+
+
+def series_key(series: Series) -> str:
+    """What makes a series one of a kind: its UID and part, or that of the object where each is a scan of its own."""
+    first = series.slices[0].header
+    unique = f"{series.uid} {series.part}" if series.kind == "volume" else f"{series.uid} {first.sop_uid}"
+    return unique.strip() or file_sha256(first.path)
+
+
+def _cine_scan(header: Header) -> _Scan:
+    path, unique = header.path, f"{header.series_uid} {header.sop_uid}".strip()
+    return _Scan(path, image_stem(path), path.parent, (path,), 0, header.series_uid, header.modality, unique)
 
 
 def _folders_of(series: Series) -> set[Path]:
@@ -125,7 +154,7 @@ def _folders_of(series: Series) -> set[Path]:
 def _series_scan(one: Series, home: Path, *, shared: bool, volume: int) -> _Scan:
     """A series named after its folder, or its only file, or what tells it from others in its folder."""
     files = tuple(sorted(one.files))
-    unique = f"{one.uid} {one.part}".strip() or file_sha256(files[0])
+    unique = series_key(one)
     if not shared:
         path, stem, folder = home, home.resolve().name, home.parent
     elif len(files) == 1:
@@ -173,23 +202,42 @@ def _named(scans: list[list[_Scan]], keep_identifiers: bool) -> tuple[Case, ...]
     """Cases with unique ids: equal file names get their folder's name in front, then a number behind."""
     names = [_neutral(case) if case[0].files and not keep_identifiers else case[0].stem for case in scans]
     counts = Counter(name.casefold() for name in names)
+    own = [
+        counts[name.casefold()] == 1 or (bool(case[0].files) and not keep_identifiers)
+        for name, case in zip(names, scans, strict=True)
+    ]
+    bases = [
+        name if plain else f"{case[0].folder.resolve().name}_{name}"
+        for name, case, plain in zip(names, scans, own, strict=True)
+    ]
+    return tuple(_case(name, parts) for name, parts in zip(numbered(bases), scans, strict=True))
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """The names, each once: the second of a kind gets "-2", whatever its case.
+
+    >>> numbered(["a", "A", "b", "a"])
+    ['a', 'A-2', 'b', 'a-3']
+    """
     taken: set[str] = set()
-    cases = []
-    for name, parts in zip(names, scans, strict=True):
-        plain = counts[name.casefold()] == 1 or (parts[0].files and not keep_identifiers)
-        base = name if plain else f"{parts[0].folder.resolve().name}_{name}"
-        unique, number = base, 1
-        while unique.casefold() in taken:
+    unique = []
+    for name in names:
+        made, number = name, 1
+        while made.casefold() in taken:
             number += 1
-            unique = f"{base}-{number}"
-        taken.add(unique.casefold())
-        case = Case(unique, tuple(part.path for part in parts))
-        if any(part.files for part in parts):
-            files, volumes = tuple(part.files for part in parts), tuple(part.volume for part in parts)
-            uids = tuple(part.series_uid for part in parts if part.series_uid)
-            case = replace(case, files=files, volumes=volumes, series_uids=uids)
-        cases.append(case)
-    return tuple(cases)
+            made = f"{name}-{number}"
+        taken.add(made.casefold())
+        unique.append(made)
+    return unique
+
+
+def _case(name: str, parts: list[_Scan]) -> Case:
+    case = Case(name, tuple(part.path for part in parts))
+    if not any(part.files for part in parts):
+        return case
+    files, volumes = tuple(part.files for part in parts), tuple(part.volume for part in parts)
+    uids = tuple(part.series_uid for part in parts if part.series_uid)
+    return replace(case, files=files, volumes=volumes, series_uids=uids)
 
 
 def _neutral(case: list[_Scan]) -> str:
