@@ -1,4 +1,4 @@
-"""Decode one compressed frame: by GDCM (through SimpleITK), or by pydicom what GDCM does not decode, or not rightly."""
+"""Decode one compressed frame: JPEG, JPEG-LS and JPEG 2000 by GDCM (through SimpleITK), the rest by pydicom."""
 
 import os
 import struct
@@ -41,15 +41,20 @@ _SECONDARY_CAPTURE = b"1.2.840.10008.5.1.4.1.1.7\0"
 
 def decode(code: bytes, header: Header) -> Shaped[np.ndarray, "*any"]:
     """Stored values of one frame in the order y, x, sample. Raises DicomError naming the file."""
-    syntax, pixels = header.syntax, header.pixels
-    deep_rle = syntax == RLELossless and pixels.allocated > (16 if pixels.samples == 1 else 8)
-    if syntax in _HTJ2K or deep_rle:  # GDCM mixes up the segments of deep RLE colours
+    syntax = header.syntax
+    if syntax in (*_HTJ2K, RLELossless):  # GDCM refuses some run lengths, is slow, and mixes up deep colours
         return _decode_by_pydicom(code, header)
-    if syntax not in (*_JPEG, *_J2K, RLELossless):
+    if syntax not in (*_JPEG, *_J2K):
         raise DicomError(
             f"transfer syntax {_named(syntax)} is not supported",
             where=header.path,
             hint="export the series uncompressed",
+        )
+    if b"\xff\xd9" not in code[-16:]:  # decoders fill up what a cut stream lacks, without an error
+        raise DicomError(
+            f"{_named(syntax)} pixels are truncated: the end mark is missing",
+            where=header.path,
+            hint="copy the file again",
         )
     with _bare_file(code, header) as bare, _quiet_decoder(syntax in _JPEG):
         try:

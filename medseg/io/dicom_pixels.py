@@ -144,7 +144,8 @@ def _scaled(stored: Shaped[np.ndarray, "*s y x"], one: Slice) -> Shaped[np.ndarr
     wide = stored.astype(np.int16 if reach <= _INT16.max else np.int32 if reach < 1 << 31 else np.int64)
     if slope != 1:
         np.multiply(wide, int(slope), out=wide)
-    return np.add(wide, int(intercept), out=wide)
+    np.add(wide, int(intercept), out=wide)
+    return wide
 
 
 def _warnings(slices: Sequence[Slice], masked: int, rounded: bool) -> tuple[str, ...]:
