@@ -1,5 +1,6 @@
 """A PACS for tests: Orthanc on free ports of loopback, a CT study as DICOM files, and a model whose answer is known."""
 
+import base64
 import json
 import shutil
 import socket
@@ -28,6 +29,7 @@ ORTHANC = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/
 DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 LABELS = Labels((Label("bone", (1,)), Label("metal", (2,))))
 SPACING_MM, ORIGIN_MM = (2.5, 0.7, 0.5), (-20.0, 31.0, -112.5)  # (z, y, x); LPS (x, y, z)
+USER = ("medseg", "se:cret")
 BONE = (slice(3, 7), slice(6, 14), slice(5, 15))
 
 
@@ -38,7 +40,7 @@ def free_port():
 
 
 @contextmanager
-def running_orthanc(folder, nodes=None, users=None):
+def running_orthanc(folder, nodes):
     """Orthanc with its DICOMweb plugin; gives (http port, dicom port). `nodes` are modalities: name -> (aet, port)."""
     folder.mkdir(parents=True)
     http, dicom = free_port(), free_port()
@@ -50,9 +52,9 @@ def running_orthanc(folder, nodes=None, users=None):
         "DicomPort": dicom,
         "DicomAet": "ORTHANC",
         "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": users is not None,
-        "RegisteredUsers": users or {},
-        "DicomModalities": {name: [aet, "127.0.0.1", port] for name, (aet, port) in (nodes or {}).items()},
+        "AuthenticationEnabled": True,
+        "RegisteredUsers": dict([USER]),
+        "DicomModalities": {name: [aet, "127.0.0.1", port] for name, (aet, port) in nodes.items()},
         "Plugins": [str(DICOMWEB)],
         "StableAge": 1,
     }
@@ -80,11 +82,18 @@ def _await_http(port, process, log):
     raise AssertionError(log.read_text())
 
 
-def rest(port, path, body=None):
-    """JSON of Orthanc's own interface."""
+def ask(port, path, body=None):
+    """Bytes from Orthanc's own interface."""
     data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", data=data, timeout=20) as answer:
-        return json.loads(answer.read())
+    key = base64.b64encode(":".join(USER).encode()).decode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"Authorization": f"Basic {key}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return answer.read()
+
+
+def rest(port, path, body=None):
+    """JSON from Orthanc's own interface."""
+    return json.loads(ask(port, path, body))
 
 
 def upload(port, files):
@@ -95,14 +104,11 @@ def upload(port, files):
 def stored_segs(port, study):
     """Every SEG of a study in Orthanc, as data sets."""
     query = {"Level": "Instance", "Query": {"StudyInstanceUID": study, "Modality": "SEG"}}
-    found = []
-    for key in rest(port, "/tools/find", query):
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/instances/{key}/file", timeout=20) as answer:
-            found.append(pydicom.dcmread(BytesIO(answer.read())))
-    return found
+    keys = rest(port, "/tools/find", query)
+    return [pydicom.dcmread(BytesIO(ask(port, f"/instances/{key}/file"))) for key in keys]
 
 
-def await_segs(port, study, count=1, seconds=20.0):
+def await_segs(port, study, count=1, seconds=60.0):
     """The SEGs of a study as soon as there are `count`."""
     end = time.monotonic() + seconds
     while len(found := stored_segs(port, study)) < count and time.monotonic() < end:
