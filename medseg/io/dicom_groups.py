@@ -84,23 +84,32 @@ def _stack_key(header: Header) -> tuple[object, ...]:
 
 
 def _without_scouts(stacks: list[list[Slice]], refused: dict[int, str], number: dict[int, int]) -> list[list[Slice]]:
-    """Stacks without the few planes across a long stack of the same series, as localizers are sent with it."""
-    sizes: dict[str, list[int]] = {}
+    """Stacks without the few planes of another orientation or matrix that are sent with a long one as localizers."""
+    longest: dict[str, list[Slice]] = {}
     for stack in stacks:
-        sizes.setdefault(stack[0].header.series_uid, []).append(len(stack))
+        uid = stack[0].header.series_uid
+        longest[uid] = max(longest.get(uid, []), stack, key=len)
     kept = []
     for stack in stacks:
-        uid, first = stack[0].header.series_uid, stack[0]
-        longest = max(sizes[uid])
-        scout = uid and len(stack) <= _SCOUT_PLANES and longest >= 3 * len(stack) and first.plane.orientation
-        if scout and first.header.frames == 1:
+        main = longest[stack[0].header.series_uid]
+        if _is_scout(stack, main):
             for one in stack:
                 refused[number[id(one.header)]] = (
-                    f"is a localizer: {len(stack)} of another orientation or matrix than the {longest} of its series"
+                    f"is a localizer or rendering: {len(stack)} planes of another orientation, matrix or colour "
+                    f"than the {len(main)} of its series"
                 )
         else:
             kept.append(stack)
     return kept
+
+
+def _is_scout(stack: Sequence[Slice], main: Sequence[Slice]) -> bool:
+    first, usual = stack[0], main[0]
+    if len(stack) > _SCOUT_PLANES or len(main) < 3 * len(stack) or not first.header.series_uid:
+        return False
+    sizes = [(s.header.pixels.rows, s.header.pixels.columns, s.header.pixels.samples) for s in (first, usual)]
+    unlike = sizes[0] != sizes[1] or not same_orientation(first.plane, usual.plane)
+    return unlike and first.header.frames == 1 and bool(first.plane.orientation)
 
 
 def _split(stack: list[Slice]) -> list[tuple[Group, str]]:
