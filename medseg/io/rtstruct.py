@@ -2,7 +2,7 @@
 
 import warnings as python_warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from medseg.types.geometry import Geometry
 from medseg.types.image import Image, LabelMap
 from medseg.types.labels import Labels
 
-__all__ = ["check_rtstruct", "read_rtstruct", "write_rtstruct"]
+__all__ = ["check_rtstruct", "read_rtstruct", "write_rtstruct", "written_masks"]
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _FLAT_MM = 0.1  # how far points of one contour may stray from its plane, or 5 % of the slice spacing
 _ON_PLANE_MM = 0.0101
@@ -79,6 +79,20 @@ def read_rtstruct(path: Path, image: Image, labels: Labels | None = None) -> Lab
         masks.append((label, _mask(contours, image.geometry, structure.name, warnings)))
     array, notes = paint(masks, labels, image.geometry.shape)
     return LabelMap(array, image.geometry, labels, (*warnings, *notes))
+
+
+def written_masks(path: Path, image: Image, labels: Labels) -> Iterator[Bool[np.ndarray, "z y x"]]:
+    """The structures of a file that `write_rtstruct` made of `labels`, in their order, one mask at a time.
+
+    Raises as `read_rtstruct`, and DicomError if there is another number of structures.
+    """
+    structures, named = _structures(_open(path), path), _slices_of_images(image)
+    if len(structures) != len(labels.items):
+        raise DicomError(f"holds {len(structures)} of {len(labels.items)} structures", where=path, hint=_AGAIN)
+    for structure in structures:
+        contours = _contours(structure, image.geometry, named, path, [])
+        _check_frame(structure, contours, image.geometry, path, [])
+        yield _mask(contours, image.geometry, structure.name, [])
 
 
 def check_rtstruct(path: Path, labels: Labels) -> None:
@@ -175,8 +189,7 @@ def _points(item: Any, structure: _Structure, path: Path) -> Float64[np.ndarray,
     try:
         value = item.get_item(tag).value if tag in item else b""
         texts = value.strip(b" \0").split(b"\\") if isinstance(value, bytes) else list(value or ())
-        numbers = np.array([float(text) for text in texts if text != b""], dtype=np.float64)
-        points = numbers.reshape(-1, 3)
+        points = np.array(texts if any(texts[:1]) else []).astype(np.float64).reshape(-1, 3)
     except (TypeError, ValueError) as error:
         what = f'a contour of "{structure.name}" is no list of points'
         raise DicomError(what, where=path, hint=_AGAIN) from error

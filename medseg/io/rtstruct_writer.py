@@ -138,21 +138,22 @@ def _contour(points: Float64[np.ndarray, "n 3"], plane: Plane) -> Item:
     if plane.frame is not None:
         image.ReferencedFrameNumber = plane.frame
     item = _item(ContourImageSequence=[image], ContourGeometricType="CLOSED_PLANAR", NumberOfContourPoints=len(points))
-    text = "\\".join([_decimal(value) for value in points.ravel().tolist()])
-    text += " " * (len(text) % 2)
+    text = _decimals(points)
     # as bytes: element objects for millions of numbers would take minutes and gigabytes
     item[_CONTOUR_DATA] = RawDataElement(_CONTOUR_DATA, "DS", len(text), text.encode("ascii"), 0, True, True)
+    item.set_original_encoding(True, True, item._character_set)
     return item
 
 
-def _decimal(value: float) -> str:
-    """A decimal string of at most 16 characters.
+def _decimals(points: Float64[np.ndarray, "n 3"]) -> str:
+    """Decimal strings, of at most 16 characters for any place within 10 km, of even length together.
 
-    >>> _decimal(-12.50001), _decimal(-0.00001), _decimal(123456.78996)
-    ('-12.5', '0', '123456.79')
+    >>> _decimals(np.array([[-12.5, 0.0, 123456.78996]]))
+    '-12.5000\\\\0.0000\\\\123456.7900 '
     """
-    text = f"{value:.4f}".rstrip("0").rstrip(".")
-    return "0" if text == "-0" else text
+    values = points.ravel().tolist()
+    text = "\\".join(["%.4f"] * len(values)) % tuple(values)
+    return text + " " * (len(text) % 2)
 
 
 def _observation(number: int, label: Label) -> Item:
