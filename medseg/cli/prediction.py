@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from medseg.cli.terms import FAILED, OK, Device, Out, Words, show
+from medseg.cli.terms import FAILED, OK, Device, Out, Words, pixel_spacing, show
 
 
 def predict(
@@ -20,7 +20,7 @@ def predict(
     overlap: float | None = None,
     save_probabilities: Annotated[bool, Parameter(negative="")] = False,
     format: Annotated[
-        tuple[Literal["nii.gz", "nrrd", "mha", "png", "seg.nrrd", "dicom-seg", "rtstruct"], ...], Words
+        tuple[Literal["nii.gz", "nrrd", "mha", "png", "seg.nrrd", "dicom-seg", "rtstruct", "gif"], ...], Words
     ] = (),
     seg_kind: Literal["binary", "labelmap"] = "binary",
     resume: Annotated[bool, Parameter(negative="")] = False,
@@ -29,6 +29,8 @@ def predict(
     workers: int | None = None,
     case_minutes: float | None = None,
     keep_identifiers: Annotated[bool, Parameter(negative="")] = False,
+    spacing: Annotated[tuple[float, ...], Words] = (),
+    temporal_median: int = 1,
     study: str | None = None,
     series: Annotated[tuple[str, ...], Words] = (),
     auth: Path | None = None,
@@ -55,7 +57,7 @@ def predict(
     save_probabilities
         Also write the probabilities per class.
     format
-        File types of label maps, one or several; by default that of the input.
+        File types of label maps, one or several; by default that of the input. gif is an overlay, of cines only.
     seg_kind
         How a DICOM SEG stores segments: binary, which every viewer reads, or labelmap, smaller and newer.
     resume
@@ -72,6 +74,10 @@ def predict(
     keep_identifiers
         Name results of DICOM scans after their folders, and say file names in full; by default neither, since both
         often hold the patient's name.
+    spacing
+        Pixel spacing in mm, one number or y and x, of flat images and ultrasound that state none.
+    temporal_median
+        Smooth an ultrasound cine: the median of each class's probability over so many frames, an odd number.
     study
         StudyInstanceUID, with dicomweb:URL.
     series
@@ -100,6 +106,8 @@ def predict(
         workers=workers,
         case_minutes=case_minutes,
         keep_identifiers=keep_identifiers,
+        spacing_mm=pixel_spacing(spacing),
+        temporal_median=temporal_median,
     )
     address = study_address(inputs, study, series, auth=auth, ca=ca)
     with shown_progress() as report:

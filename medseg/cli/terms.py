@@ -6,11 +6,24 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from medseg.errors import PlanError
+
 OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 Out = Annotated[Path, Parameter(name=("--out", "-o"))]
 Device = Annotated[str, Parameter(help='"auto", "cpu", "cuda" or "cuda:1".')]
 Words = Parameter(consume_multiple=True, negative="")
+
+
+def pixel_spacing(values: tuple[float, ...]) -> tuple[float, float] | None:
+    """`--spacing`, one number or y and x, as (y, x) in mm; None where it is not given."""
+    if not values:
+        return None
+    if len(values) > 2 or not all(0 < value < 100 for value in values):
+        raise PlanError(
+            f"{' '.join(map(str, values))} is no pixel spacing", where="--spacing", hint="e.g. 0.2, or 0.2 0.3"
+        )
+    return values[0], values[-1]
 
 
 def show(text: str) -> None:

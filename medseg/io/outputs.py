@@ -118,13 +118,13 @@ def _write(prediction: Prediction, form: str, path: Path, made_by: Provenance, s
     elif form == "rtstruct":
         from medseg.io.rtstruct import write_rtstruct
 
-        write_rtstruct(prediction.labels, _without_voxels(prediction), path)
+        write_rtstruct(prediction.labels, scan_of(prediction), path)
     else:
         raise ImageError(f'"{form}" is no format', where=path, hint="see medseg predict --help")
 
 
-def _without_voxels(prediction: Prediction) -> Image:
-    """The scan a prediction was made of, as far as writers need it: grid and source, no grey values."""
+def scan_of(prediction: Prediction) -> Image:
+    """The scan a prediction was made of, as far as files need it: grid and source, no grey values."""
     geometry = prediction.labels.geometry
     nothing = np.broadcast_to(np.zeros((), np.uint8), (1, *geometry.shape))
     return replace(Image(nothing, geometry, ("0",)), source=prediction.source)

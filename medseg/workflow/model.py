@@ -40,7 +40,8 @@ class PredictOptions:
     code that the bundle may import. `workers`: processes with a model each, so that a scan that takes its process down
     costs one case; 0 predicts in this process, None chooses 1 for more than 16 cases. `case_minutes`: after that time a
     case is given up (needs workers). `keep_identifiers`: name DICOM results after folders and say paths in full, though
-    people name both after patients.
+    people name both after patients. `spacing_mm` (y, x): of flat images and ultrasound that state none.
+    `temporal_median`: frames of an ultrasound cine whose probabilities are smoothed together, an odd number.
     """
 
     device: str = "auto"
@@ -56,6 +57,8 @@ class PredictOptions:
     workers: int | None = None
     case_minutes: float | None = None
     keep_identifiers: bool = False
+    spacing_mm: tuple[float, float] | None = None
+    temporal_median: int = 1
 
 
 _DEFAULT = PredictOptions()
@@ -147,7 +150,8 @@ def predict_image(
         labels = most_probable(probabilities)
     else:
         labels = native_labels(scores, prepared.geometry, image.geometry, plan.labels)
-    if has_fan(plan.preprocess) and image.geometry.shape[0] == 1:
+    flat_ultrasound = has_fan(plan.preprocess) or (image.source is not None and image.source.format == "dicom-us")
+    if flat_ultrasound and image.geometry.shape[0] == 1:
         labels = cut_to_fan(labels, image_fan(image))
     cleaned = clean(labels, plan.postprocess if options.clean else ())
     warnings = tuple(dict.fromkeys((*prepared.warnings, *cleaned.warnings)))

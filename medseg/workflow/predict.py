@@ -21,6 +21,8 @@ from medseg.types.dataset import Case
 from medseg.types.progress import Progress, Report, silent
 from medseg.types.result import CaseReport, ModelBundle, Provenance, RunReport
 from medseg.workflow import journal
+from medseg.workflow.cine import FORMATS as CINE_FORMATS
+from medseg.workflow.cine import cine_file
 from medseg.workflow.devices import resolve_device
 from medseg.workflow.model import (
     Model,
@@ -172,16 +174,23 @@ def _jobs(
     root_of, beside = roots_of(inputs), _reasons_by_folder(refused)
     jobs = []
     for case in cases:
-        formats = tuple(dict.fromkeys(options.format)) or ("nii.gz" if case.files else format_like(case.images[0]),)
+        cine = cine_file(case)
+        formats = tuple(dict.fromkeys(options.format)) or _default_formats(case, cine)
         probabilities = f"probabilities/{case.id}.nii.gz" if options.save_probabilities else None
         homes = dict.fromkeys(file.parent for files in case.files for file in files)
         left_out = [reason for home in homes for reason in beside.get(home, [])]
         what = "; ".join(sorted(set(left_out))[:3])
         notes = (f"{len(left_out)} other files of its folder were left out ({what})",) if left_out else ()
         root = root_of(case.images[0])
-        jobs.append(Job(case, out, formats, probabilities, root, notes, options.keep_identifiers))
+        jobs.append(Job(case, out, formats, probabilities, root, notes, options.keep_identifiers, cine))
     _refuse_clashes(jobs, out)
     return jobs
+
+
+def _default_formats(case: Case, cine: Path | None) -> tuple[str, ...]:
+    if cine is not None:
+        return CINE_FORMATS
+    return ("nii.gz" if case.files else format_like(case.images[0]),)
 
 
 def _reasons_by_folder(refused: dict[Path, str]) -> dict[Path, list[str]]:
@@ -215,6 +224,8 @@ def _settings(bundle: ModelBundle, options: PredictOptions) -> dict[str, str]:
         "mirror_axes": " ".join(map(str, inference.mirror_axes)),
         "clean": str(options.clean),
         **({"seg_kind": options.seg_kind} if "dicom-seg" in options.format else {}),
+        **({"spacing_mm": "{} {}".format(*options.spacing_mm)} if options.spacing_mm else {}),
+        **({"temporal_median": str(options.temporal_median)} if options.temporal_median != 1 else {}),
     }
 
 

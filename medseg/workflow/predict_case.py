@@ -12,20 +12,23 @@ from medseg.inference.sliding_window import Forward
 from medseg.io.bundles import load_bundle
 from medseg.io.identifiers import masked_text
 from medseg.io.images import read_image, write_scores
-from medseg.io.outputs import check_formats, check_whole, output_name, write_results
+from medseg.io.outputs import check_formats, check_whole, output_name
 from medseg.types.dataset import Case
 from medseg.types.labels import Labels
 from medseg.types.progress import Report, silent
 from medseg.types.result import CaseReport, ModelBundle, Prediction, Provenance
+from medseg.workflow.cine import check_cine, cine_names, predict_cine, write_cine
 from medseg.workflow.devices import resolve_device
 from medseg.workflow.model import PredictOptions, members_of, predict_image
+from medseg.workflow.write_back import write_checked
 
 
 @dataclass(frozen=True)
 class Job:
     """A case and the files it leaves in `out`.
 
-    `root`: the input it was found in, which texts do not repeat; `notes`: warnings that are known before it is read.
+    `root`: the input it was found in, which texts do not repeat; `notes`: warnings that are known before it is read;
+    `cine`: its file, if that is an ultrasound cine.
     """
 
     case: Case
@@ -35,17 +38,21 @@ class Job:
     root: Path
     notes: tuple[str, ...] = ()
     keep_identifiers: bool = False
+    cine: Path | None = None
 
     def names(self) -> tuple[str, ...]:
         """Its files, relative to `out`."""
+        if self.cine is not None:
+            return cine_names(self.case.id, self.formats)
         labels = tuple(output_name(self.case.id, form) for form in self.formats)
         return labels if self.probabilities is None else (*labels, self.probabilities)
 
     def said(self, text: str) -> str:
-        """A text for its line: of DICOM scans without file and folder names that could name the patient."""
-        if self.keep_identifiers or not self.case.files:
+        """A text for its line, without names of folders and DICOM files that could name the patient."""
+        if self.keep_identifiers:
             return text
-        return masked_text(text, [file for files in self.case.files for file in files], self.root)
+        files = [file for files in self.case.files for file in files] or [path.parent for path in self.case.images]
+        return masked_text(text, files, self.root)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +69,13 @@ class Predictor:
     def predict(self, job: Job) -> Prediction:
         """Read a scan and segment it."""
         labels, channels = self.bundle.plan.labels, self.bundle.plan.channels
-        image = read_image(job.case.images, channels=channels, files=job.case.files, volumes=job.case.volumes)
+        image = read_image(
+            job.case.images,
+            channels=channels,
+            files=job.case.files,
+            volumes=job.case.volumes,
+            spacing_mm=self.options.spacing_mm,
+        )
         check_formats(image.source, job.formats, labels, self.options.seg_kind)
         return predict_image(
             image,
@@ -78,10 +91,7 @@ class Predictor:
         """Predict and write one case."""
         start = time.monotonic()
         try:
-            prediction = self.predict(job)
-            write_results(prediction, job.out, job.case.id, job.formats, self.made_by, seg_kind=self.options.seg_kind)
-            if job.probabilities is not None and prediction.probabilities is not None:
-                write_scores(prediction.probabilities, job.out / job.probabilities)
+            prediction = self._written(job)
         except Exception as error:
             return failed(job, reason(error, job.case), time.monotonic() - start)
         warnings = tuple(job.said(warning) for warning in (*job.notes, *prediction.warnings))
@@ -94,6 +104,30 @@ class Predictor:
             warnings,
             series_uids=job.case.series_uids,
         )
+
+    def _written(self, job: Job) -> Prediction:
+        """What was predicted, after its files are there."""
+        if job.cine is not None:
+            return self._written_cine(job, job.cine)
+        prediction = self.predict(job)
+        write_checked(prediction, job.out, job.case.id, job.formats, self.made_by, seg_kind=self.options.seg_kind)
+        if job.probabilities is not None and prediction.probabilities is not None:
+            write_scores(prediction.probabilities, job.out / job.probabilities)
+        return prediction
+
+    def _written_cine(self, job: Job, path: Path) -> Prediction:
+        check_cine(path, self.bundle.plan, job.formats, self.options)
+        made = predict_cine(
+            path,
+            self.bundle,
+            self.members,
+            device=self.device,
+            options=self.options,
+            case_id=job.case.id,
+            report=self.report,
+        )
+        notes = write_cine(made, job.out, job.formats, self.made_by, options=self.options)
+        return replace(made.prediction, warnings=(*made.prediction.warnings, *notes))
 
 
 def predictor_in_worker(folder: Path, options: PredictOptions, made_by: Provenance) -> Callable[[Job], CaseReport]:
@@ -115,9 +149,12 @@ def kept(line: CaseReport | None, job: Job, labels: Labels) -> CaseReport | None
     """The line of an earlier run as skipped, if every file it promises is there and can be read to its end."""
     if line is None or set(job.names()) - set(line.outputs):
         return None
+    if not all((job.out / name).is_file() for name in job.names()):
+        return None
     try:
         for form in job.formats:
-            check_whole(job.out / output_name(job.case.id, form), form, labels)
+            if form != "gif":
+                check_whole(job.out / output_name(job.case.id, form), form, labels)
         if job.probabilities is not None:
             read_image([job.out / job.probabilities])
     except (MedsegError, OSError):

@@ -3,6 +3,7 @@ from medseg.cli.app import app
 SURFACE = {
     "check": {"DATASET"},
     "plan": {"DATASET", "--vram", "--out", "-o", "--ram", "--hours", "--device", "--preset"},
+    "inspect": {"PATH", "--json", "--keep-identifiers"},
     "train": {"PLAN", "DATASET", "--out", "-o", "--fold", "--device", "--tensorboard"},
     "predict": {
         *("BUNDLE", "INPUTS", "--out", "-o", "--device", "--folds", "--tta", "--no-tta", "--overlap", "--resume"),
@@ -16,6 +17,8 @@ SURFACE = {
             "--workers",
             "--case-minutes",
             "--keep-identifiers",
+            "--spacing",
+            "--temporal-median",
             "--study",
             "--series",
             "--auth",
