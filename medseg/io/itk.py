@@ -146,9 +146,7 @@ def _geometry(
     places = {"transformmatrix", "rotation", "orientation"} if meta else {"spacedirections"}
     spaced = {"elementspacing", "elementsize"} if meta else {"spacedirections", "spacings"}
     for key in places & set(fields):
-        numbers = [float(n) for n in re.findall(r"[^\s(),]+", fields[key].lower().replace("none", ""))]
-        if len(numbers) == axes**2 and abs(np.linalg.det(np.reshape(numbers, (axes, axes)))) < 1e-12:
-            raise GeometryError(f"its {key} is singular", where=path, hint="correct the header")
+        _check_matrix(fields[key], axes, path)
     direction = np.eye(3)
     direction[:spatial, :spatial] = np.reshape(info.GetDirection(), (axes, axes))[:spatial, :spatial]
     origin = [*info.GetOrigin()[:spatial], 0.0][:3]
@@ -168,7 +166,20 @@ def _geometry(
         notes = (*notes, "does not name its patient frame; LPS is assumed")
     elif not pixels and not places & set(fields):
         notes = (*notes, _NO_PLACE)
+    if not meta and "list" in fields.get("kinds", "").lower().split():
+        notes = (*notes, "its list of volumes is taken as channels")
     return geometry, notes
+
+
+def _check_matrix(text: str, axes: int, path: Path) -> None:
+    """Refuse what ITK would replace by the identity."""
+    try:
+        numbers = np.array([float(n) for n in re.findall(r"[^\s(),]+", text.lower().replace("none", ""))])
+    except ValueError as error:
+        raise GeometryError(f"its orientation is no matrix ({error})", where=path, hint="correct the header") from error
+    square = numbers.reshape(axes, axes) if len(numbers) == axes**2 else np.eye(axes)
+    if not np.isfinite(numbers).all() or abs(np.linalg.det(square)) < 1e-12:
+        raise GeometryError("its orientation is singular or not finite", where=path, hint="correct the header")
 
 
 def _names_frame(space: str) -> bool:

@@ -197,6 +197,8 @@ def _channel_axis(fields: dict[str, str], axes: int, path: Path) -> int | None:
         found = [i for i, kind in enumerate(kinds) if kind not in _PLACES]
     else:
         found = [i for i, vector in enumerate(directions) if vector == "none"]
+    if "time" in kinds:
+        raise ImageError("is a 4D series over time", where=path, hint="give one volume per file")
     if len(found) > 1:
         raise ImageError(f"has {len(found)} axes that are no place", where=path, hint="save one volume per file")
     if found and kinds and "complex" in kinds[found[0]]:
