@@ -1,21 +1,18 @@
 """Scans from a DICOMweb server and results back to it: QIDO-RS, WADO-RS, STOW-RS through dicomweb-client."""
 
-import base64
 import re
-import stat
 import time
 import warnings as python_warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 import pydicom
 from pydicom.errors import InvalidDicomError
 
 from medseg.errors import MedsegError, NetworkError
+from medseg.io.dicomweb_server import Server, redacted
 
 T = TypeVar("T")
 _NO_IMAGE = frozenset("SR SEG RTSTRUCT RTPLAN RTDOSE RTRECORD REG KO PR ECG HD EPS AU DOC PLAN FID RWV SMR".split())
@@ -28,56 +25,11 @@ _TIMEOUT_S = (10.0, 120.0)  # to connect, between bytes
 
 
 @dataclass(frozen=True)
-class Server:
-    """A DICOMweb root, how to prove who asks, and what it may send.
-
-    `authorization` is the header's text; `ca` a file of certificates to trust instead of the usual ones. A request
-    that fails for a passing reason is repeated after each of `pauses_s`. One series may take up to `series_bytes`.
-    """
-
-    url: str
-    authorization: str = field(default="", repr=False)
-    ca: Path | None = None
-    pauses_s: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
-    series_bytes: int = 8 << 30
-
-
-@dataclass(frozen=True)
 class RemoteSeries:
     """One series of a study on a server."""
 
     uid: str
     modality: str
-
-
-def open_server(url: str, *, auth: Path | None = None, ca: Path | None = None) -> tuple[Server, tuple[str, ...]]:
-    """A server from its root URL, and warnings; nothing is asked yet.
-
-    `auth` is a file with one line, `user:password` or a bearer token. Raises NetworkError for a URL that is no
-    http(s) URL or holds a password, and for files that cannot be used.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise NetworkError("is no DICOMweb URL", where=redacted(url), hint="write dicomweb:https://host/dicom-web")
-    if "@" in parts.netloc:
-        hint = "put user:password into a file only you can read and name it with --auth"
-        raise NetworkError("holds a user or password, which other programs can see", where=redacted(url), hint=hint)
-    if ca is not None and not ca.is_file():
-        raise NetworkError("no such file of certificates", where=ca, hint="give a PEM file")
-    authorization, warnings = _authorization(auth) if auth is not None else ("", ())
-    if auth is not None and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
-        warnings = (*warnings, f"{redacted(url)}: the password travels unencrypted; use https")
-    return Server(url.rstrip("/"), authorization, ca), warnings
-
-
-def redacted(url: str) -> str:
-    """The URL without user, password, query and fragment.
-
-    >>> redacted("https://me:secret@pacs:8042/dicom-web?token=1")
-    'https://pacs:8042/dicom-web'
-    """
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def find_image_series(server: Server, study: str, chosen: tuple[str, ...] = ()) -> tuple[RemoteSeries, ...]:
@@ -94,7 +46,7 @@ def find_image_series(server: Server, study: str, chosen: tuple[str, ...] = ()) 
     if missing:
         hint = f"it has {len(found)} series; check the SeriesInstanceUID"
         raise NetworkError("knows no such series in this study", where=redacted(server.url), hint=hint)
-    series = [RemoteSeries(uid, _value(item, _MODALITY)) for uid, item in found.items() if not chosen or uid in chosen]
+    series = [RemoteSeries(uid, _modality(item)) for uid, item in found.items() if not chosen or uid in chosen]
     images = tuple(one for one in series if one.modality not in _NO_IMAGE)
     if not images:
         kinds = ", ".join(sorted({one.modality for one in series}))
@@ -151,21 +103,6 @@ def store_file(server: Server, study: str, path: Path) -> tuple[str, ...]:
     raise NetworkError("did not keep the object and gave no reason", where=redacted(server.url), hint="see its log")
 
 
-def _authorization(path: Path) -> tuple[str, tuple[str, ...]]:
-    """The header's text from a file of credentials, and a warning where others can read it."""
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-        shared = path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
-    except (OSError, UnicodeDecodeError) as error:
-        raise NetworkError("credentials cannot be read", where=path, hint="check the path and its rights") from error
-    if not text or "\n" in text or not text.isprintable():
-        raise NetworkError("holds no credentials", where=path, hint="write one line: user:password or a bearer token")
-    warnings = (f"{path}: other users can read this file; set its mode to 600",) if shared else ()
-    if ":" in text:
-        return "Basic " + base64.b64encode(text.encode("utf-8")).decode("ascii"), warnings
-    return "Bearer " + text.removeprefix("Bearer ").strip(), warnings
-
-
 def _check_uid(uid: str) -> None:
     if len(uid) > 64 or not re.fullmatch(r"[0-9]+(\.[0-9]+)*", uid):
         raise NetworkError(f"{uid[:70]!r} is no UID", where="--study, --series", hint="digits and dots, 64 at most")
@@ -209,9 +146,12 @@ def _counted(chunks: Iterator[bytes], top: int, server: Server) -> Iterator[byte
 def _search(server: Server, key: str, page: Callable[..., list[Any]]) -> dict[str, Mapping[str, Any]]:
     """All results of a query by their UID, page by page; a server that ignores the offset ends it too."""
     found: dict[str, Mapping[str, Any]] = {}
+
+    def ask(web: Any) -> dict[str, Mapping[str, Any]]:
+        return {_value(item, key): item for item in page(web, offset={"offset": len(found)} if found else {})}
+
     while len(found) < _MOST:
-        items = _ask(server, partial(page, offset={"offset": len(found)} if found else {}))
-        new = {_value(item, key): item for item in items if _value(item, key) not in found}
+        new = {uid: item for uid, item in _ask(server, ask).items() if uid not in found}
         if not new:
             return found
         found |= new
@@ -219,9 +159,13 @@ def _search(server: Server, key: str, page: Callable[..., list[Any]]) -> dict[st
 
 
 def _value(item: Any, tag: str) -> str:
-    """The first value of an element in DICOM JSON, "" where there is none."""
-    values = item.get(tag, {}).get("Value") or [""]
-    return str(values[0])
+    """The first value of an element in DICOM JSON; raises KeyError where there is none."""
+    return str(item[tag]["Value"][0])
+
+
+def _modality(item: Mapping[str, Any]) -> str:
+    """Modality, "" where the server does not say."""
+    return str(next(iter(item.get(_MODALITY, {}).get("Value") or ()), ""))
 
 
 def _ask(server: Server, action: Callable[[Any], T]) -> T:
@@ -237,9 +181,8 @@ def _ask(server: Server, action: Callable[[Any], T]) -> T:
             fault = _fault(error, server)
             if pause_s is None or not _may_pass(error):
                 raise fault from error
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError, InvalidDicomError) as error:
-            what = f"does not answer as DICOMweb ({type(error).__name__})"
-            raise NetworkError(what, where=redacted(server.url), hint="give the root, e.g. .../dicom-web") from error
+        except (ValueError, LookupError, TypeError, AttributeError, EOFError, InvalidDicomError) as error:
+            raise _no_dicomweb(error, server) from error
         time.sleep(pause_s)
     raise AssertionError("unreachable")
 
@@ -258,6 +201,8 @@ def _fault(error: Exception, server: Server) -> NetworkError:
     from requests import exceptions
 
     where = redacted(server.url)
+    if isinstance(error, exceptions.InvalidJSONError):
+        return _no_dicomweb(error, server)
     if isinstance(error, exceptions.HTTPError):
         return _http_fault(error.response, where)
     if isinstance(error, exceptions.SSLError):
@@ -268,6 +213,11 @@ def _fault(error: Exception, server: Server) -> NetworkError:
     if isinstance(error, (exceptions.ConnectionError, exceptions.ChunkedEncodingError)):
         return NetworkError("cannot be reached or broke off", where=where, hint="check the URL and that it runs")
     return NetworkError(f"request failed ({type(error).__name__})", where=where, hint="check the URL")
+
+
+def _no_dicomweb(error: Exception, server: Server) -> NetworkError:
+    what = f"does not answer as DICOMweb ({type(error).__name__})"
+    return NetworkError(what, where=redacted(server.url), hint="give the root, e.g. https://host/dicom-web")
 
 
 def _http_fault(response: Any, where: str) -> NetworkError:

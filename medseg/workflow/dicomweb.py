@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medseg.errors import DatasetError, MedsegError, NetworkError
-from medseg.io.dicomweb import Server, fetch_series, find_image_series, open_server, store_file
+from medseg.io.dicomweb import fetch_series, find_image_series, store_file
+from medseg.io.dicomweb_server import Server, open_server
 from medseg.io.inbox import hashed
 from medseg.io.outputs import Format
 from medseg.io.records import write_record
@@ -22,7 +23,7 @@ _DEFAULT = PredictOptions(format=(_SEG,))
 
 @dataclass(frozen=True)
 class StudyAddress:
-    """A study on a DICOMweb server, or some of its series; `auth` and `ca` as in `io.dicomweb.open_server`."""
+    """A study on a DICOMweb server, or some of its series; `auth` and `ca` as in `io.dicomweb_server.open_server`."""
 
     url: str
     study: str
