@@ -29,7 +29,10 @@ _AGAIN = "export the segmentation again"
 
 @dataclass(frozen=True)
 class SegFrame:
-    """One frame: its segment (0 in a labelmap), the first pixel's centre and the steps to the next row and column."""
+    """One frame: its segment (0 in a labelmap), the first pixel's centre and the steps to the next row and column.
+
+    A file without a frame of reference (2D ultrasound) has pixels and the number of the source frame for coordinates.
+    """
 
     index: int
     segment: int
@@ -158,7 +161,8 @@ def _described(path: Path, data: Any, syntax: str, offset: int, length: int) -> 
     if len(groups) != count or (length >= 0 and length * 8 < count * shape[0] * shape[1] * bits):
         raise DicomError(f"does not hold the {count} frames it announces", where=path, hint=_AGAIN)
     shared = (data.get("SharedFunctionalGroupsSequence") or [{}])[0]
-    frames = tuple(_frame(i, own, shared, kind) for i, own in enumerate(groups))
+    in_patient = bool(data.get("FrameOfReferenceUID"))
+    frames = tuple(_frame(i, own, shared, kind, in_patient) for i, own in enumerate(groups))
     segments = tuple(_segment(item) for item in data.SegmentSequence)
     known = {number for number, _, _ in segments}
     if kind != "LABELMAP" and {frame.segment for frame in frames} - known:
@@ -170,7 +174,7 @@ def _described(path: Path, data: Any, syntax: str, offset: int, length: int) -> 
         tuple(segment for segment in segments if segment[0] != 0),
         frames,
         shape,
-        _step(_group(groups[0], shared, "PixelMeasuresSequence")),
+        _step(_group(groups[0], shared, "PixelMeasuresSequence")) if in_patient else 1.0,
         str(data.get("FrameOfReferenceUID") or "") or None,
         str(series[0].SeriesInstanceUID) if len(series) == 1 else None,
         int(data.get("MaximumFractionalValue") or 1),
@@ -189,7 +193,14 @@ def _segment(item: Any) -> tuple[int, str, Code | None]:
     return int(item.SegmentNumber), str(item.get("SegmentLabel") or ""), code
 
 
-def _frame(index: int, own: Any, shared: Any, kind: str) -> SegFrame:
+def _frame(index: int, own: Any, shared: Any, kind: str, in_patient: bool) -> SegFrame:
+    segment = 0
+    if kind != "LABELMAP":
+        segment = int(_group(own, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+    if not in_patient:  # 2D ultrasound: pixel on pixel of the source frame, whose number is the third coordinate
+        drawn_on = own.DerivationImageSequence[0].SourceImageSequence[0]
+        number = float(drawn_on.get("ReferencedFrameNumber") or 1)
+        return SegFrame(index, segment, (0.0, 0.0, number - 1), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
     x, y, z = (float(v) for v in _group(own, shared, "PlanePositionSequence").ImagePositionPatient)
     cosines = np.array(_group(own, shared, "PlaneOrientationSequence").ImageOrientationPatient, float).reshape(2, 3)
     dy, dx = (float(v) for v in _group(own, shared, "PixelMeasuresSequence").PixelSpacing)
@@ -198,9 +209,6 @@ def _frame(index: int, own: Any, shared: Any, kind: str) -> SegFrame:
         raise ValueError(f"frame {index + 1} has no place")
     if not np.allclose(cosines @ cosines.T, np.eye(2), atol=1e-3):
         raise ValueError(f"axes of frame {index + 1} are not at right angles")
-    segment = 0
-    if kind != "LABELMAP":
-        segment = int(_group(own, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber)
     return SegFrame(index, segment, (x, y, z), tuple(along_column), tuple(along_row))
 
 

@@ -27,6 +27,8 @@ def read_seg(path: Path, onto: Geometry | None = None, *, threshold: float = 0.5
     regular grid; DicomError for files that are no SEG or are damaged.
     """
     seg = open_seg(path)
+    if seg.frame_of_reference_uid is None:
+        raise GeometryError("states no frame of reference, so it has no place in the patient", where=path, hint=_OTHER)
     geometry = _own_grid(seg) if onto is None else onto
     theirs, ours = seg.frame_of_reference_uid, geometry.frame_of_reference_uid
     if theirs and ours and theirs != ours:
@@ -172,9 +174,10 @@ def segment_sums(seg: SegFile) -> Iterator[tuple[int, Float64[np.ndarray, " 4"]]
     """Per frame and segment: its number, its voxels and the sum of their LPS points, from the frame's own place."""
     axes = np.arange(seg.shape[0]), np.arange(seg.shape[1])
     for frame, pixels in zip(seg.frames, read_frames(seg, seg.frames), strict=True):
-        numbers = np.flatnonzero(np.bincount(pixels.ravel()))[1:] if seg.kind == "LABELMAP" else [frame.segment]
+        held = np.flatnonzero(np.bincount(pixels.ravel())) if seg.kind == "LABELMAP" else [frame.segment]
+        numbers = [int(number) for number in held if number]
         for number in numbers:
             mask = pixels == number if seg.kind == "LABELMAP" else pixels != 0
             down, across = mask.sum(axis=1), mask.sum(axis=0)
             sums = np.array([down.sum(), down @ axes[0], across @ axes[1]], float)
-            yield int(number), np.array([sums[0], *frame.points(sums)])
+            yield number, np.array([sums[0], *frame.points(sums)])
