@@ -52,16 +52,29 @@ def fill(polygons: Sequence[Polygon], shape: tuple[int, int]) -> Bool[np.ndarray
         return np.zeros(shape, dtype=bool)
     starts = np.concatenate(polygons)
     ends = np.concatenate([np.roll(polygon, -1, axis=0) for polygon in polygons])
+    size = np.array([width, height])
+    corner = np.clip(np.floor(starts.min(axis=0)), 0, size).astype(np.int64)
+    beyond = np.clip(np.ceil(starts.max(axis=0)) + 1, 0, size).astype(np.int64)
+    inside = np.zeros(shape, dtype=bool)
+    if (beyond > corner).all():
+        columns, rows = (slice(a, b) for a, b in zip(corner.tolist(), beyond.tolist(), strict=True))
+        inside[rows, columns] = _fill_box(starts - corner, ends - corner, inside[rows, columns].shape)
+    return inside
+
+
+def _fill_box(starts: Polygon, ends: Polygon, shape: tuple[int, ...]) -> Bool[np.ndarray, "y x"]:
+    """Pixels of a box that an odd number of edges lies to the left of."""
+    height, width = shape
     upward = (starts[:, 1] < ends[:, 1])[:, np.newaxis]
     low, high = np.where(upward, starts, ends), np.where(upward, ends, starts)
     first = np.ceil(np.clip(low[:, 1], 0, height)).astype(np.int64)
     stop = np.ceil(np.clip(high[:, 1], 0, height)).astype(np.int64)
     turns = np.zeros(height * (width + 1), dtype=np.int64)
     for part in _parts(stop - first):
-        turns += _turns(low[part], high[part], first[part], stop[part], shape)
+        turns += _turns(low[part], high[part], first[part], stop[part], (height, width))
     crossed: Int64[np.ndarray, "y x"] = np.cumsum(turns.reshape(height, width + 1), axis=1)[:, :width]
-    inside: Bool[np.ndarray, "y x"] = crossed % 2 == 1
-    return inside
+    odd: Bool[np.ndarray, "y x"] = crossed % 2 == 1
+    return odd
 
 
 def _turns(

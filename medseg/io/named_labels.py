@@ -29,6 +29,10 @@ def read_named_labels(path: Path, labels: Labels, image: Image | None) -> LabelM
     the reader of each format raises.
     """
     kind = _kind(path)
+    if kind == "seg.nrrd":
+        from medseg.io.seg_nrrd import read_seg_nrrd
+
+        return _labelled(read_seg_nrrd(path), labels, image, path)
     if image is None:
         hint = "give it as the label of its image in a data set"
         raise ImageError("can only be read together with the image it was drawn on", where=path, hint=hint)
@@ -59,6 +63,8 @@ def _labelled(segments: "Segments", labels: Labels, image: Image | None, path: P
 
 
 def _kind(path: Path) -> str | None:
+    if path.name.lower().endswith(".seg.nrrd"):
+        return "seg.nrrd"
     if path.suffix.lower() in (".nii", ".gz", ".nrrd", ".mha", ".png") or not path.is_file():
         return None
     import pydicom

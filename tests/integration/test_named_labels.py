@@ -1,6 +1,7 @@
 """Data sets of DICOM scans whose labels are contours or segments, through the command line."""
 
 import json
+from dataclasses import replace
 
 import highdicom
 import numpy as np
@@ -15,6 +16,8 @@ from medseg.io.datasets import read_dataset
 from medseg.io.images import read_image
 from medseg.io.pairs import read_pair
 from medseg.io.rtstruct import write_rtstruct
+from medseg.io.seg_nrrd import write_seg_nrrd
+from medseg.types.geometry import Box
 from medseg.types.image import LabelMap
 from tests.dicom_phantoms import grid, write_dicom
 from tests.phantoms import SHELL_AND_CORE, nested_ellipsoids
@@ -55,7 +58,22 @@ def seg(labels, image, path):
     made.save_as(path)
 
 
-WRITERS = {"rtstruct": (rtstruct, "labelsTr/{}.dcm"), "seg": (seg, "labelsTr/{}/any name.dcm")}
+def slicer(labels, image, path):
+    """A .seg.nrrd that 3D Slicer might leave: cropped to what is drawn, slices from the top down."""
+    box = np.argwhere(labels.array)
+    (z, y, x), (top, back, left) = box.min(axis=0), box.max(axis=0) + 1
+    part = labels.geometry.crop(Box((int(z), int(y), int(x)), (int(top), int(back), int(left))))
+    upside = np.array(part.direction) * [1, 1, -1]
+    last = tuple(float(v) for v in (part.affine() @ [part.shape[0] - 1, 0, 0, 1])[:3])
+    geometry = replace(part, origin_mm=last, direction=tuple(tuple(row) for row in upside.tolist()))
+    write_seg_nrrd(LabelMap(labels.array[z:top, y:back, x:left][::-1], geometry, labels.labels), path)
+
+
+WRITERS = {
+    "rtstruct": (rtstruct, "labelsTr/{}.dcm"),
+    "seg": (seg, "labelsTr/{}/any name.dcm"),
+    "slicer": (slicer, "labelsTr/{}.seg.nrrd"),
+}
 
 
 @pytest.fixture(params=sorted(WRITERS))
@@ -115,4 +133,7 @@ def test_labels_of_another_scan_are_errors(data):
     one.write_bytes(other.read_bytes())
     other.write_bytes(first)
     errors = [fault for fault in check_dataset(data) if fault.severity == "error"]
-    assert [fault.case for fault in errors] == ["case_0", "case_1"]
+    if one.suffix == ".dcm":
+        assert [fault.case for fault in errors] == ["case_0", "case_1"]
+    else:  # .seg.nrrd does not say what it was drawn on
+        assert errors == []
