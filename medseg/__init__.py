@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from medseg.workflow.check_plan import check_plan as check_plan
     from medseg.workflow.check_plan import load_plan as load_plan
     from medseg.workflow.evaluate import evaluate as evaluate
+    from medseg.workflow.inspect import inspect as inspect
     from medseg.workflow.overlays import overlay_png as overlay_png
     from medseg.workflow.plan import plan as plan
     from medseg.workflow.predict import PredictOptions as PredictOptions
@@ -78,6 +79,7 @@ _HOMES = {
     "medseg.workflow.check_dataset": ("check_dataset",),
     "medseg.workflow.check_plan": ("check_plan", "load_plan"),
     "medseg.workflow.evaluate": ("evaluate",),
+    "medseg.workflow.inspect": ("inspect",),
     "medseg.workflow.overlays": ("overlay_png",),
     "medseg.workflow.plan": ("plan",),
     "medseg.workflow.predict": ("PredictOptions", "load_model", "predict_folder"),

@@ -9,7 +9,7 @@ from types import FrameType
 from cyclopts import App, CycloptsError
 
 from medseg import __version__
-from medseg.cli import convert, models, network, prediction, training
+from medseg.cli import convert, models, network, prediction, scans, training
 from medseg.cli.terms import INTERRUPTED, OK, TERMINATED, USAGE, complain
 from medseg.errors import Interrupted, MedsegError
 
@@ -32,6 +32,7 @@ for command in (
     training.train,
     prediction.predict,
     prediction.evaluate,
+    scans.inspect,
     convert.convert,
     network.listen,
     training.report,

@@ -91,6 +91,17 @@ def series_layout(series: Series) -> Layout:
     return lay_out(_slices(series))
 
 
+def check_copies(layout: Layout) -> None:
+    """Raise DicomError where slices at one place do not hold the same pixels; only these are read."""
+    for kept, other in layout.copies:
+        if not same_pixels(kept, other):
+            raise DicomError(
+                f"lies at the same position as {kept.header.path.parent.name}/{kept.header.path.name}, other pixels",
+                where=other.name,
+                hint="the series holds several volumes (time, echo, b-value) or doubled files; split it",
+            )
+
+
 def read_series(series: Series, *, spacing_mm: tuple[float, float] | None = None) -> Image:
     """Read one series as a volume: array (c, z, y, x), slices along the normal of the image plane, geometry LPS mm.
 
@@ -106,13 +117,7 @@ def read_series(series: Series, *, spacing_mm: tuple[float, float] | None = None
     if _is_flat_ultrasound(series):
         return read_ultrasound(series.files[0], spacing_mm=spacing_mm)
     layout = series_layout(series)
-    for kept, other in layout.copies:
-        if not same_pixels(kept, other):
-            raise DicomError(
-                f"lies at the same position as {kept.header.path.parent.name}/{kept.header.path.name}, other pixels",
-                where=other.name,
-                hint="the series holds several volumes (time, echo, b-value) or doubled files; split it",
-            )
+    check_copies(layout)
     array, warnings = read_volume(layout.slices)
     geometry = layout.geometry
     if any(layout.shear_mm):

@@ -41,12 +41,19 @@ def masked_text(text: str, paths: Iterable[Path], root: Path) -> str:
     """
     if root.name:
         here = rf"(?<![\w./]){re.escape(str(root))}"
-        text = re.sub(rf"{here}(?![\w/])", "scan", re.sub(rf"{here}/", "", text))
+        end = r"(?![\w/])" if root.is_absolute() else "(?=:)"  # a relative one could be a word of the text
+        text = re.sub(here + end, "scan", re.sub(f"{here}/", "", text))
     names = {part for path in paths if path.is_relative_to(root) for part in path.relative_to(root).parts}
     for name in sorted((name for name in names if not is_neutral(name)), key=len, reverse=True):
-        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", _masked_name(name), text)
+        text = re.sub(_occurrences(name), _masked_name(name), text)
     home = "" if is_neutral(root.name) else rf"(?<!\w){re.escape(root.name)}(?=/)"
     return re.sub(home, "*", text) if home and root.name else text
+
+
+def _occurrences(name: str) -> str:
+    """A pattern for a name in a text; one that could be a word of the text counts only as a part of a path."""
+    word = rf"(?<!\w){re.escape(name)}"
+    return rf"{word}(?=/)|(?<=/){re.escape(name)}(?!\w)" if re.fullmatch(r"[a-z]+", name) else rf"{word}(?!\w)"
 
 
 def series_id(modality: str, unique: str) -> str:

@@ -21,8 +21,10 @@ from medseg.errors import MedsegError
 T = TypeVar("T")
 R = TypeVar("R")
 
+# Threads of numerical libraries are fixed when these are first imported; pickles come from the parent alone.
 _START = (
-    "import pickle, sys; requests = sys.stdin.buffer; sys.path[:] = pickle.load(requests); "
+    "import os, pickle, sys; os.environ.update(OMP_NUM_THREADS=sys.argv[1], OPENBLAS_NUM_THREADS=sys.argv[1]); "
+    "requests = sys.stdin.buffer; sys.path[:] = pickle.load(requests); "
     "from medseg.io.processes import serve; serve(requests)"
 )
 
@@ -85,10 +87,8 @@ class _Pool(Generic[T, R]):
 
     def start(self) -> None:
         threads = str(max(1, (os.cpu_count() or 1) // self.limits.workers))
-        environment = os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
-        process = subprocess.Popen(
-            [sys.executable, "-c", _START], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-        )
+        command = [sys.executable, "-c", _START, threads]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         worker = _Worker(process)
         self.workers.append(worker)
         worker.listener = threading.Thread(target=self._listen, args=(worker,), daemon=True)

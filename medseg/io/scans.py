@@ -113,9 +113,6 @@ def _series_in(files: Sequence[Path], refused: dict[Path, str], report: Report) 
     headers = scan_headers(files, report=report)
     series, wrong = group_headers([header for header in headers.values() if isinstance(header, Header)])
     wrong |= {path: header for path, header in headers.items() if isinstance(header, str)}
-    cines = [header for header in headers.values() if isinstance(header, Header) and is_cine(header)]
-    for header in cines:
-        wrong.pop(header.path, None)
     refused.update({path: wrong[path] for path in sorted(wrong) if path.name != "DICOMDIR"})
     homes = [Path(os.path.commonpath([file.parent for file in one.files])) for one in series]
     above = Counter(folder for one in series for folder in _folders_of(one))
@@ -123,26 +120,16 @@ def _series_in(files: Sequence[Path], refused: dict[Path, str], report: Report) 
     scans = []
     for one, home in zip(series, homes, strict=True):
         same = frozenset(one.files)
-        scans.append(_series_scan(one, home, shared=above[home] > 1, volume=seen[same]))
+        unique = series_key(one, headers[one.files[0]])
+        scans.append(_series_scan(one, home, unique, shared=above[home] > 1, volume=seen[same]))
         seen[same] += 1
-    return scans + [_cine_scan(header) for header in cines]
+    return scans
 
 
-def is_cine(header: Header) -> bool:
-    """Whether a file holds ultrasound frames over time, which are one scan though they are no volume."""
-    return header.kind == "ultrasound" and header.frames > 1 and not header.planes
-
-
-def series_key(series: Series) -> str:
+def series_key(series: Series, first: Header | str) -> str:
     """What makes a series one of a kind: its UID and part, or that of the object where each is a scan of its own."""
-    first = series.slices[0].header
-    unique = f"{series.uid} {series.part}" if series.kind == "volume" else f"{series.uid} {first.sop_uid}"
-    return unique.strip() or file_sha256(first.path)
-
-
-def _cine_scan(header: Header) -> _Scan:
-    path, unique = header.path, f"{header.series_uid} {header.sop_uid}".strip()
-    return _Scan(path, image_stem(path), path.parent, (path,), 0, header.series_uid, header.modality, unique)
+    object_uid = first.sop_uid if isinstance(first, Header) and series.kind != "volume" else ""
+    return f"{series.uid} {series.part}{object_uid}".strip() or file_sha256(series.files[0])
 
 
 def _folders_of(series: Series) -> set[Path]:
@@ -151,10 +138,9 @@ def _folders_of(series: Series) -> set[Path]:
     return homes | {folder for home in homes for folder in home.parents}
 
 
-def _series_scan(one: Series, home: Path, *, shared: bool, volume: int) -> _Scan:
+def _series_scan(one: Series, home: Path, unique: str, *, shared: bool, volume: int) -> _Scan:
     """A series named after its folder, or its only file, or what tells it from others in its folder."""
     files = tuple(sorted(one.files))
-    unique = series_key(one)
     if not shared:
         path, stem, folder = home, home.resolve().name, home.parent
     elif len(files) == 1:

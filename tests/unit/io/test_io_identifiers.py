@@ -39,6 +39,14 @@ def test_the_folder_of_one_patient_is_not_named_either():
     assert masked_text(text, [root / "I1", root / "I2"], root) == "I1: differs from */I2 in scan"
 
 
+def test_folders_named_like_words_do_not_hide_the_words():
+    root = Path("/in")
+    text = "/in/other/a/I7: other pixels than a/I8 has"
+    assert masked_text(text, [root / "other" / "a" / "I7", root / "other" / "a" / "I8"], root) == (
+        "*/*/I7: other pixels than */I8 has"
+    )
+
+
 @pytest.mark.parametrize("root", ["in", ".", "/"])
 def test_short_roots_leave_other_text_alone(root):
     text = "in/I7: 0.5 min/max within 1 mm. export in peace"
