@@ -177,9 +177,9 @@ def _steps(
     dz = float(along[-1] - along[0]) / (len(along) - 1)
     off = _off_line((points - points[0]) @ axes)
     slack = max(0.01 * dz, ROUNDING_MM)
-    if off[:, 2].max() > slack:
-        _refuse_uneven(slices, along)
     drift = (points[-1] - points[0]) @ axes[:, :2]
+    if off[:, 2].max() > slack:
+        raise _uneven(slices, along, tilted=bool(np.abs(drift).max() > 2 * slack))
     sideways = off[:, :2].max(axis=1)
     far = int(np.argmax(sideways))
     most = float(np.abs(drift).max())
@@ -204,17 +204,19 @@ def _off_line(points: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 3"]:
     number = np.arange(len(points)) - (len(points) - 1) / 2
     centred = points - points.mean(axis=0)
     slope = number @ centred / (number @ number)
-    return np.abs(centred - number[:, None] * slope)
+    apart: Float64[np.ndarray, "n 3"] = np.abs(centred - number[:, None] * slope)
+    return apart
 
 
-def _refuse_uneven(slices: Sequence[Slice], along: Float64[np.ndarray, " n"]) -> None:
+def _uneven(slices: Sequence[Slice], along: Float64[np.ndarray, " n"], *, tilted: bool) -> DicomError:
     steps = np.diff(along)
     usual = float(np.median(steps))
     worst = int(np.argmax(np.abs(steps - usual)))
     missing = round(float(steps[worst]) / usual) - 1
     count = f"; about {missing} missing" if missing > 0 else ""
-    raise DicomError(
-        f"lies {steps[worst]:.4g} mm after {_short(slices[worst])}, other slices {usual:.4g} mm apart{count}",
+    also = "; the stack is also sheared (gantry tilt)" if tilted else ""
+    return DicomError(
+        f"lies {steps[worst]:.4g} mm after {_short(slices[worst])}, other slices {usual:.4g} mm apart{count}{also}",
         where=slices[worst + 1].name,
         hint="complete the series, or resample it if its slices are uneven on purpose",
     )
