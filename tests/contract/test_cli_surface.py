@@ -31,7 +31,7 @@ SURFACE = {
     },
     "evaluate": {"PREDICTIONS", "REFERENCES", "--labels", "--tolerance", "--out", "-o"},
     "model show": {"BUNDLE", "--json"},
-    "convert": {"SOURCE", "--out", "-o", "--series", "--channels"},
+    "convert": {"SOURCE", "--out", "-o", "--series", "--part", "--channels", "--spacing"},
     "report": {"RUN", "DATASET", "--out", "-o"},
 }
 

@@ -1,8 +1,17 @@
+import shutil
+import subprocess
+import sys
+
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicom_phantoms import OBLIQUE as SLANTED
+from dicom_phantoms import grid, write_dicom
+from PIL import Image as Picture
 
-from medseg.errors import ImageError
+from medseg.cli import main
+from medseg.errors import DicomError, ImageError
 from medseg.io.images import read_image
 from medseg.io.nifti import write_nifti
 from medseg.types.geometry import Geometry
@@ -63,3 +72,82 @@ def test_a_failed_conversion_leaves_the_older_file(scan, tmp_path):
     with pytest.raises(ImageError, match="cut off"):
         convert(scan, out)
     assert out.read_bytes() == b"older"
+
+
+@pytest.fixture
+def two_series(tmp_path):
+    """Two series side by side, of which the second holds two echoes at every place."""
+    folder = tmp_path / "study"
+    plain = grid((4, 5, 6), axes=SLANTED)
+    pixels = np.arange(120, dtype=np.int16).reshape(plain.shape)
+    first = write_dicom(folder / "a", pixels, plain, SeriesDescription="first")
+    second = write_dicom(folder / "b", pixels + 1000, plain, EchoTime="4.6", Modality="MR")
+    write_dicom(folder / "c", pixels + 2000, plain, series=second, EchoTime="9.2", Modality="MR")
+    return folder, first, second, pixels, plain
+
+
+def test_one_of_several_series_is_chosen_by_name(two_series, tmp_path):
+    folder, first, second, pixels, plain = two_series
+    with pytest.raises(DicomError, match="holds 3 series"):
+        convert(folder, tmp_path / "out.nii.gz")
+    image = convert(folder, tmp_path / "out.nii.gz", series=first)
+    assert any("8 other files" in warning for warning in image.warnings)
+    back = read_image([tmp_path / "out.nii.gz"])
+    assert np.array_equal(back.array[0], pixels)
+    assert back.geometry.corner_distance_mm(plain) < 1e-3
+    with pytest.raises(DicomError, match=r"holds 2 volumes .*--part 'EchoTime 4.6'; .*--part 'EchoTime 9.2'"):
+        convert(folder, tmp_path / "out.nii.gz", series=second)
+    convert(folder, tmp_path / "out.nii.gz", series=second, part="EchoTime 9.2")
+    assert np.array_equal(read_image([tmp_path / "out.nii.gz"]).array[0], pixels + 2000)
+    with pytest.raises(DicomError, match=rf"holds no series 1\.2\.3.*--series {first}"):
+        convert(folder, tmp_path / "out.nii.gz", series="1.2.3")
+
+
+def test_an_archive_is_read_and_cleared_away(two_series, tmp_path, monkeypatch):
+    folder, _, _, pixels, _ = two_series
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    shutil.make_archive(str(tmp_path / "a"), "zip", folder / "a")
+    convert(tmp_path / "a.zip", tmp_path / "out.nrrd")
+    assert np.array_equal(read_image([tmp_path / "out.nrrd"]).array[0], pixels)
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_pictures_without_a_spacing_are_written_with_a_warning_or_a_given_one(tmp_path):
+    Picture.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)).save(tmp_path / "p.png")
+    assert "no spacing is stated" in convert(tmp_path / "p.png", tmp_path / "p.mha").warnings[-1]
+    assert not convert(tmp_path / "p.png", tmp_path / "q.mha", spacing_mm=(0.3, 0.2)).warnings
+    assert read_image([tmp_path / "q.mha"]).geometry.spacing_mm == (1.0, 0.3, 0.2)
+
+
+def test_the_command_says_warnings_on_stderr_and_what_it_wrote_on_stdout(tmp_path, capsys):
+    Picture.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)).save(tmp_path / "p.png")
+    assert main(["convert", str(tmp_path / "p.png"), "-o", str(tmp_path / "p.nii")]) == 0
+    said = capsys.readouterr()
+    assert said.err.splitlines() == ["warning: no spacing is stated; one voxel is written as 1 mm"]
+    assert "p.nii: 4 x 3 x 1 voxels" in said.out and "uint8" in said.out
+    assert main(["convert", str(tmp_path / "absent.nii"), "-o", str(tmp_path / "q.nii")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / "q.nii").exists()
+
+
+def test_time_points_need_names(tmp_path, capsys):
+    image = nib.Nifti1Image(np.zeros((3, 4, 5, 2), np.int16), np.eye(4))
+    image.header.set_xyzt_units("mm", "sec")
+    nib.save(image, tmp_path / "t.nii")
+    argv = ["convert", str(tmp_path / "t.nii"), "-o", str(tmp_path / "o.nii")]
+    assert main(argv) == 2
+    assert "4D series of 2 volumes" in capsys.readouterr().err
+    assert main([*argv, "--channels", "before", "after"]) == 0
+    assert "2 channels" in capsys.readouterr().out
+
+
+def test_converting_needs_no_torch(scan, tmp_path):
+    code = "import sys; import medseg.cli as c; c.main(sys.argv[1:]); print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "convert", str(scan), "-o", str(tmp_path / "o.nii")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "False"
