@@ -108,13 +108,19 @@ def _check_uid(uid: str) -> None:
         raise NetworkError(f"{uid[:70]!r} is no UID", where="--study, --series", hint="digits and dots, 64 at most")
 
 
-def _client(server: Server) -> Any:
-    """A client that reads no settings of the environment, repeats nothing by itself and has a limit on every answer."""
+def _load() -> tuple[Any, Any]:
+    """The modules of the extra; raises MedsegError with the command that installs them."""
     try:
         import requests
-        from dicomweb_client.web import DICOMwebClient
+        from dicomweb_client import web
     except ImportError as error:
         raise MedsegError("dicomweb-client is not installed", hint='pip install "medseg[dicom]"') from error
+    return requests, web
+
+
+def _client(server: Server) -> Any:
+    """A client that reads no settings of the environment, repeats nothing by itself and has a limit on every answer."""
+    requests, dicomweb_client = _load()
     session = requests.Session()
     session.trust_env = False
     session.verify = True if server.ca is None else str(server.ca)
@@ -128,7 +134,9 @@ def _client(server: Server) -> Any:
         response.iter_content = lambda *args, **keys: _counted(read(*args, **keys), top, server)
         return response
 
-    client = DICOMwebClient(server.url, session=session, headers=headers, callback=limit, timeout=_TIMEOUT_S)
+    client = dicomweb_client.DICOMwebClient(
+        server.url, session=session, headers=headers, callback=limit, timeout=_TIMEOUT_S
+    )
     client.set_http_retry_params(retry=False)
     return client
 
@@ -170,14 +178,13 @@ def _modality(item: Mapping[str, Any]) -> str:
 
 def _ask(server: Server, action: Callable[[Any], T]) -> T:
     """The result of `action` with a client; repeated while the reason of a failure may pass."""
-    from requests import RequestException
-
+    requests, _ = _load()
     for pause_s in (*server.pauses_s, None):
         try:
             with python_warnings.catch_warnings():
                 python_warnings.simplefilter("ignore")  # pydicom's quote what a patient's file says
                 return action(_client(server))
-        except RequestException as error:
+        except requests.RequestException as error:
             fault = _fault(error, server)
             if pause_s is None or not _may_pass(error):
                 raise fault from error

@@ -94,6 +94,7 @@ def _longer(before: _Wait | None, first_s: float) -> _Wait:
 
 
 def _lock(held: ExitStack, out: Path) -> None:
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         held.enter_context(locked(out))
     except TrainingError as error:

@@ -1,4 +1,5 @@
 import gc
+import sys
 
 import pydicom
 import pytest
@@ -7,7 +8,7 @@ from pydicom.uid import BasicTextSRStorage, CTImageStorage, ImplicitVRLittleEndi
 from pynetdicom import AE, evt
 from pynetdicom.dsutils import encode
 
-from medseg.errors import NetworkError
+from medseg.errors import MedsegError, NetworkError
 from medseg.io.dicom_node import NodeSettings, Peer, PeerRefused, check_title, parse_peer, running_node, send_files
 from medseg.io.inbox import InboxFull
 
@@ -231,3 +232,9 @@ def test_peers_with_numbers_of_ip_version_6():
 def test_titles_follow_the_standard(title):
     with pytest.raises(NetworkError, match="is no AE title"):
         check_title(title, "--aet")
+
+
+def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynetdicom", None)
+    with pytest.raises(MedsegError, match=r"pip install \"medseg\[dicom\]\""), running_node(NodeSettings(0), Box()):
+        pass
