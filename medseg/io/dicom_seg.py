@@ -4,6 +4,7 @@ highdicom writes the object; it is imported on first use and comes with `pip ins
 """
 
 import hashlib
+import re
 import uuid
 import warnings as python_warnings
 from collections.abc import Iterator
@@ -49,7 +50,11 @@ def write_seg(
     with python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore")  # about values of the source that the standard would have otherwise
         images = source_images(source, labels.geometry)
-        data = _segmentation(highdicom, labels, images, made_by, kind)
+        try:
+            data = _segmentation(highdicom, labels, images, made_by, kind)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            what = f"highdicom does not take it as the source of a SEG ({type(error).__name__}: {error})"
+            raise DicomError(what, where=source.files[0], hint="write seg.nrrd or nii.gz") from error
         with whole_file(path) as temporary:
             data.save_as(temporary, enforce_file_format=True)
 
@@ -71,7 +76,8 @@ def _segmentation(highdicom: Any, labels: LabelMap, images: SourceImages, made_b
     planes = list(range(labels.geometry.shape[0])) if follows else used or [0]  # a SEG has at least one frame
     place = {} if follows else _place(highdicom, labels.geometry, [images.positions_mm[z] for z in planes])
     model, version = plain_text(made_by.model), plain_text(f"medseg {medseg.__version__}")
-    encoding = {} if _is_ascii(model, labels.labels) else {"specific_character_set": "ISO_IR 192"}
+    simple = re.fullmatch(r"ISO_IR \d+", str(first.get("SpecificCharacterSet") or "ISO_IR 6"))
+    encoding = {} if simple and _is_ascii(model, labels.labels) else {"specific_character_set": "ISO_IR 192"}
     rle = "1.2.840.10008.1.2.5"
     return highdicom.seg.Segmentation(
         source_images=list(images.images),

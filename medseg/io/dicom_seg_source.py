@@ -22,9 +22,11 @@ _PLACE = ("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrien
 _EMPTY = """PatientID PatientName PatientBirthDate PatientSex AccessionNumber StudyID StudyDate StudyTime
     ReferringPhysicianName""".split()
 _NOT_COPIED = """SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence ReferencedImageSequence
-    SourceImageSequence ReferencedSeriesSequence DimensionIndexSequence""".split()
-_AGAIN = "export the series again, or write nii.gz"
+    SourceImageSequence ReferencedSeriesSequence DimensionIndexSequence SpacingBetweenSlices SliceThickness""".split()
+_AGAIN = "export the series again, or write seg.nrrd"
 _ROUNDING_MM = 0.0101  # positions are often written with two decimals
+EVEN = 0.02  # of the slice distance, by which an image may stand off the even grid that was made of its series
+_CHARACTERS = r"ISO_IR \d+|ISO 2022 IR \d+|GB18030|GBK"
 _FORMS = {
     "PatientBirthDate": r"\d{8}",
     "StudyDate": r"\d{8}",
@@ -104,7 +106,7 @@ def _same_plane(matrix: tuple[int, int], cosines: list[float], spacing: list[flo
 
 def _matched(places: Sequence[list[float]], geometry: Geometry) -> list[int] | None:
     """For every slice the one image at its place, or None if a slice has none of its own."""
-    tolerance = max(2 * _ROUNDING_MM, 0.01 * geometry.spacing_mm[0])
+    tolerance = max(2 * _ROUNDING_MM, EVEN * geometry.spacing_mm[0])
     stacked = np.array(places)
     order = []
     for corner in _corners(geometry):
@@ -141,11 +143,20 @@ def about_source(data: Any) -> Any:
     about = DicomDataset()
     left_out = {Tag(name) for name in (*_IDENTITY, *_PLACE, *_NOT_COPIED)}
     about.update({tag: data[tag] for tag in data.keys() if not tag.is_private and tag not in left_out})
+    if not about.get("SpecificCharacterSet"):
+        about.pop("SpecificCharacterSet", None)  # an empty one means ASCII, as none does
     for name in _EMPTY:
         value = about.get(name)
         if value is None or (name in _FORMS and not re.fullmatch(_FORMS[name], str(value))):
             setattr(about, name, "")
+    if not all(re.fullmatch(_CHARACTERS, term) for term in _terms(about.get("SpecificCharacterSet"))):
+        about.SpecificCharacterSet = "ISO_IR 192"  # texts are decoded as well as can be, and written anew
     return about
+
+
+def _terms(value: Any) -> list[str]:
+    """The terms of SpecificCharacterSet but for an empty first one, which is ASCII."""
+    return [str(term) for term in ([value] if isinstance(value, str) else value or ()) if term]
 
 
 def _multi_frame(first: Any, source: Source, geometry: Geometry) -> SourceImages:

@@ -64,7 +64,7 @@ def match_planes(geometry: Geometry, planes: Sequence[Plane], *, where: object =
     if not flat:
         raise DicomError("its slices are not parallel to the source images", where=where, hint="use another format")
     heights = np.array([np.dot(plane.position_mm, normal) for plane in flat])
-    tolerance = max(_APART_MM, 0.01 * geometry.spacing_mm[0])
+    tolerance = max(_APART_MM, 0.02 * geometry.spacing_mm[0])
     found = []
     for index in range(geometry.shape[0]):
         apart = np.abs(heights - (geometry.affine() @ [index, 0, 0, 1])[:3] @ normal)

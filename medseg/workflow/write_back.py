@@ -14,7 +14,7 @@ from medseg.types.result import Prediction, Provenance
 
 _VOLUME = 1e-4  # relative; spacings are stored with 7 digits or more
 _CENTROID = 1e-3  # mm, or pixels
-_DICOM_MM, _DICOM_STEP = 0.0202, 0.01  # frames stand where their images do, which an even grid meets this well
+_DICOM_MM, _DICOM_STEP = 0.0202, 0.02  # frames stand where their images do, which an even grid meets this well
 _CONTOUR_VOXELS = 1e-3  # of all; a voxel whose centre lies on a line may count or not
 
 
@@ -30,7 +30,7 @@ def write_checked(
     """As `write_results`; raises ImageError, and leaves none of the files, if one does not hold what was predicted.
 
     Every class of every file must have the voxels predicted (an RT Structure Set: within 0.1 %), the volume within
-    0.01 % and the centroid within 0.001 mm (DICOM: 0.02 mm or 1 % of the slice distance, which is how far images may
+    0.01 % and the centroid within 0.001 mm (DICOM: 0.02 mm or 2 % of the slice distance, which is how far images may
     stand off an even grid).
     """
     names = write_results(prediction, out, case_id, formats, made_by, seg_kind=seg_kind)

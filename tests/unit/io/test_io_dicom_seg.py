@@ -181,6 +181,30 @@ def test_values_the_standard_does_not_allow_stay_out(tmp_path):
     assert not data.StudyDate and not data.PatientSex and str(data.PatientName) == "Phantom^Only"
 
 
+def test_the_distance_of_slices_is_that_of_their_positions_whatever_the_source_states(tmp_path):
+    image = scan(tmp_path / "ct", SpacingBetweenSlices=0.5, SliceThickness=9)
+    path = written(tmp_path, image)
+    assert open_seg(path).step_mm == pytest.approx(2.5)
+    assert float(highdicom.seg.segread(path).get_volume(allow_missing_positions=True).spacing[0]) == pytest.approx(2.5)
+
+
+def test_characters_no_one_knows_become_utf8(tmp_path):
+    image = scan(tmp_path / "ct")
+    for file in image.source.files:
+        file.write_bytes(file.read_bytes())
+        data = pydicom.dcmread(file)
+        data.SpecificCharacterSet = ""
+        data.save_as(file)
+    assert pydicom.dcmread(written(tmp_path, image)).PatientName == "Phantom^Only"
+
+
+def test_a_source_of_an_unknown_class_is_refused_by_its_file(tmp_path):
+    image = scan(tmp_path / "ct", SOPClassUID="1.2.3.4.5")
+    with pytest.raises(DicomError, match="highdicom does not take it") as caught:
+        written(tmp_path, image)
+    assert caught.value.where == str(image.source.files[0])
+
+
 def test_a_source_without_its_uids_is_refused_by_name(tmp_path):
     image = scan(tmp_path / "ct")
     first = pydicom.dcmread(image.source.files[0])
