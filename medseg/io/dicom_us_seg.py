@@ -189,7 +189,9 @@ def _index(data: Any, dimensions: Iterable[tuple[int, int, str]]) -> None:
 
 def _frame_group(template: Any, z: int, index: list[int]) -> Any:
     group = deepcopy(template)
-    group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber = z + 1
+    shown = group.DerivationImageSequence[0].SourceImageSequence[0]
+    if shown.ReferencedSOPClassUID != _ONE_FRAME:
+        shown.ReferencedFrameNumber = z + 1
     content = DicomDataset()
     content.DimensionIndexValues, content.TemporalPositionIndex = index, z + 1
     group.FrameContentSequence = [content]

@@ -150,12 +150,13 @@ def predict_image(
         labels = most_probable(probabilities)
     else:
         labels = native_labels(scores, prepared.geometry, image.geometry, plan.labels)
-    flat_ultrasound = has_fan(plan.preprocess) or (image.source is not None and image.source.format == "dicom-us")
-    if flat_ultrasound and image.geometry.shape[0] == 1:
+    dicom_us = image.source is not None and image.source.format == "dicom-us"
+    if (dicom_us or has_fan(plan.preprocess)) and image.geometry.shape[0] == 1:
         labels = cut_to_fan(labels, image_fan(image))
     cleaned = clean(labels, plan.postprocess if options.clean else ())
     warnings = tuple(dict.fromkeys((*prepared.warnings, *cleaned.warnings)))
-    return Prediction(case_id, cleaned, volumes_ml(cleaned), probabilities, warnings, image.source)
+    volumes = {} if dicom_us else volumes_ml(cleaned)  # a frame has no thickness
+    return Prediction(case_id, cleaned, volumes, probabilities, warnings, image.source)
 
 
 def members_of(bundle: ModelBundle, device: torch.device, options: PredictOptions) -> tuple[Forward, ...]:

@@ -175,7 +175,7 @@ def _jobs(
     jobs = []
     for case in cases:
         cine = cine_file(case)
-        formats = tuple(dict.fromkeys(options.format)) or _default_formats(case, cine)
+        formats = _formats(case, cine, options)
         probabilities = f"probabilities/{case.id}.nii.gz" if options.save_probabilities else None
         homes = dict.fromkeys(file.parent for files in case.files for file in files)
         left_out = [reason for home in homes for reason in beside.get(home, [])]
@@ -187,9 +187,13 @@ def _jobs(
     return jobs
 
 
-def _default_formats(case: Case, cine: Path | None) -> tuple[str, ...]:
+def _formats(case: Case, cine: Path | None, options: PredictOptions) -> tuple[str, ...]:
+    """Those asked for, gif only of cines if there are others; else those of the scan."""
+    asked = tuple(dict.fromkeys(options.format))
     if cine is not None:
-        return CINE_FORMATS
+        return asked or CINE_FORMATS
+    if asked:
+        return tuple(form for form in asked if form != "gif") or asked
     return ("nii.gz" if case.files else format_like(case.images[0]),)
 
 

@@ -1,6 +1,8 @@
 """Cines through a 2D network whose answer is known: label 1 above 100, 2 above 200."""
 
 import csv
+import shutil
+import subprocess
 import sys
 import tracemalloc
 import types
@@ -108,7 +110,7 @@ def frames_and_truth(count=6):
 
 
 def write_cine(folder, frames, **options):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     return save(us_dataset(frames, **options), folder / "DOE_JANE.dcm")
 
 
@@ -121,7 +123,11 @@ def test_a_cine_becomes_a_seg_of_its_frames(tmp_path, bundle, kind):
     frames, truth, _ = frames_and_truth()
     truth[4] = 0
     frames[4][frames[4] > 100] = 50
-    source = pydicom.dcmread(write_cine(tmp_path / "in", frames))
+    path = write_cine(tmp_path / "in", frames)
+    source = pydicom.dcmread(path)
+    source.SpecificCharacterSet = "ISO_IR 100"
+    source.save_as(path)
+    path.write_bytes(path.read_bytes().replace(b"ISO_IR 100", b"ISO-IR 100"))  # as real files misspell it
     report = run(bundle, tmp_path / "in", tmp_path / "out", format=("dicom-seg",), seg_kind=kind)
     (line,) = report.cases
     assert line.status == "ok", line.error
@@ -284,8 +290,34 @@ def test_a_single_frame_gets_a_seg_too(tmp_path, bundle):
     (line,) = run(bundle, tmp_path / "in", tmp_path / "out", format=("dicom-seg",)).cases
     assert line.status == "ok", line.error
     seg = highdicom.seg.segread(tmp_path / "out" / line.outputs[0])
-    found = seg.get_pixels_by_source_frame(source.SOPInstanceUID, [1], combine_segments=True)
+    found = seg.get_pixels_by_source_instance([source.SOPInstanceUID], combine_segments=True)
     np.testing.assert_array_equal(found[0], truth[0])
+    assert line.volumes_ml is None
+
+
+def test_an_overlay_is_asked_for_cines_only(tmp_path, bundle):
+    frames, _, _ = frames_and_truth()
+    write_cine(tmp_path / "in" / "a", frames)
+    write_cine(tmp_path / "in" / "b", frames[:1])
+    report = run(bundle, tmp_path / "in", tmp_path / "out", format=("gif", "nii.gz"))
+    assert sorted(tuple(name.partition(".")[2] for name in line.outputs) for line in report.cases) == [
+        ("gif", "nii.gz", "csv"),
+        ("nii.gz",),
+    ]
+
+
+def test_a_validator_finds_no_fault_in_the_seg(tmp_path, bundle):
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("dciodvfy (dicom3tools) is not installed")
+    frames, _, _ = frames_and_truth()
+    write_cine(tmp_path / "in" / "a", frames)
+    write_cine(tmp_path / "in" / "b", frames[:1])
+    report = run(bundle, tmp_path / "in", tmp_path / "out", format=("dicom-seg",))
+    assert len(report.cases) == 2
+    for line in report.cases:
+        said = subprocess.run(["dciodvfy", tmp_path / "out" / line.outputs[0]], capture_output=True, text=True)
+        assert "Segmentation" in said.stderr + said.stdout
+        assert "Error" not in said.stderr + said.stdout
 
 
 def test_memory_does_not_grow_with_the_frames(tmp_path, bundle):
