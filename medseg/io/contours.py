@@ -62,6 +62,30 @@ def fill(polygons: Sequence[Polygon], shape: tuple[int, int]) -> Bool[np.ndarray
     return inside
 
 
+def crossing(polygons: Sequence[Polygon], shape: tuple[int, int]) -> bool:
+    """Whether two polygons share pixels without one lying within the other, so that odd and even say little.
+
+    >>> square = np.array([[-0.5, -0.5], [4.5, -0.5], [4.5, 4.5], [-0.5, 4.5]])
+    >>> [crossing([square, other], (20, 20)) for other in (square + 2, square + 9, square / 2 + 1)]
+    [True, False, False]
+    """
+    lows = np.array([polygon.min(axis=0) for polygon in polygons]).reshape(-1, 2)
+    highs = np.array([polygon.max(axis=0) for polygon in polygons]).reshape(-1, 2)
+    for one in range(len(polygons)):
+        meet = (lows[one] <= highs[one + 1 :]).all(axis=1) & (lows[one + 1 :] <= highs[one]).all(axis=1)
+        for other in (np.flatnonzero(meet) + one + 1).tolist():
+            low, high = np.maximum(lows[one], lows[other]), np.minimum(highs[one], highs[other])
+            corner = np.clip(np.floor(low), 0, shape[::-1])
+            width, height = (np.clip(np.ceil(high) + 1, 0, shape[::-1]) - corner).astype(int).tolist()
+            first, second = (fill([polygons[i] - corner], (height, width)) for i in (one, other))
+            inner = [i for i in (one, other) if (low == lows[i]).all() and (high == highs[i]).all()]
+            shared = np.count_nonzero(first & second)
+            most = min(np.count_nonzero(first if i == one else second) for i in inner) if inner else np.inf
+            if 0 < shared < most:
+                return True
+    return False
+
+
 def _fill_box(starts: Polygon, ends: Polygon, shape: tuple[int, ...]) -> Bool[np.ndarray, "y x"]:
     """Pixels of a box that an odd number of edges lies to the left of."""
     height, width = shape

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float64
 from pydicom.tag import Tag
 
 from medseg.errors import DicomError, GeometryError
-from medseg.io.contours import Polygon, fill
+from medseg.io.contours import Polygon, crossing, fill
 from medseg.io.label_names import choose, numbered, paint
 from medseg.io.rtstruct_writer import write_rtstruct
 from medseg.io.source_planes import source_planes
@@ -236,7 +236,7 @@ def _mask(
     planes: dict[int, list[_Contour]] = defaultdict(list)
     for one in contours:
         planes[min(max(round(one.height), 0), geometry.shape[0] - 1)].append(one)
-    dropped = doubled = cut = 0
+    dropped = doubled = cut = crossed = 0
     for index, group in planes.items():
         nearest = min((one.height for one in group), key=lambda height, at=index: abs(height - at))  # type: ignore[misc]
         kept = [one for one in group if abs(one.height - nearest) < 0.01]
@@ -247,12 +247,15 @@ def _mask(
             low, high = polygon.min(axis=0), polygon.max(axis=0)
             cut += bool(low.min() < -0.51 or high[0] > width - 0.49 or high[1] > height - 0.49)
         mask[index] = fill(list(different.values()), (height, width))
+        crossed += crossing(list(different.values()), (height, width))
     counted = {
         "lie between planes that have contours of their own and are left out": dropped,
         "are there twice and count once": doubled,
         "reach beyond the image and are cut off": cut,
     }
     warnings += [f'"{name}": {count} contours {what}' for what, count in counted.items() if count]
+    if crossed:
+        warnings.append(f'"{name}": contours cross each other on {crossed} slices; what two of them share is outside')
     off = max((abs(one.height - round(one.height)) for one in contours), default=0.0) * geometry.spacing_mm[0]
     if off > _ON_PLANE_MM:
         warnings.append(f'"{name}": contours lie up to {off:.3g} mm off the image planes and count for the nearest')

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from matplotlib.path import Path as Outline
 from scipy import ndimage
 
-from medseg.io.contours import fill, outlines
+from medseg.io.contours import crossing, fill, outlines
 
 
 def blobs(seed, shape=(23, 31)):
@@ -92,3 +92,14 @@ def test_many_crossings_are_worked_off_in_parts(monkeypatch):
 def test_thin_masks(shape):
     mask = np.ones(shape, bool)
     assert np.array_equal(fill(outlines(mask), shape), mask)
+
+
+@given(st.integers(0, 10**6))
+def test_outlines_never_cross_and_shifted_ones_do_as_counted(seed):
+    mask = blobs(seed)
+    polygons = outlines(mask)
+    assert not crossing(polygons, mask.shape)
+    one, other = polygons[0], polygons[-1] + [2, 3]
+    first, second = fill([one], (40, 40)), fill([other], (40, 40))
+    shared = (first & second).sum()
+    assert crossing([one, other], (40, 40)) == (0 < shared < min(first.sum(), second.sum()))

@@ -302,3 +302,22 @@ def test_a_file_that_is_cut_off_is_not_taken_for_a_whole_one(axial, tmp_path):
         path.write_bytes(whole[: int(part * len(whole))])
         with pytest.raises(DicomError):
             check_rtstruct(path, BONES)
+
+
+def test_contours_that_cross_are_told(axial, tmp_path):
+    def alter(ds):
+        roi = ds.ROIContourSequence[0]
+        (item,) = roi.ContourSequence
+        other = pydicom.dataset.Dataset()
+        other.update(item)
+        points = np.array(item.ContourData, float).reshape(-1, 3) + [4 * 0.4, 0, 0]
+        other.ContourData = [f"{v:.4f}" for v in points.ravel()]
+        roi.ContourSequence.append(other)
+
+    array = np.zeros(SHAPE, np.uint8)
+    array[3, 5:25, 6:16] = 1
+    labels = Labels((Label("a", (1,)),))
+    written(axial, tmp_path / "rs.dcm", array, labels)
+    back = read_rtstruct(edited(tmp_path / "rs.dcm", alter), axial, labels)
+    assert back.array.sum() == 2 * 4 * 20
+    assert back.warnings == ('"a": contours cross each other on 1 slices; what two of them share is outside',)
