@@ -117,12 +117,18 @@ def _masked(raw: Shaped[np.ndarray, "*any"], pixels: Pixels) -> tuple[Shaped[np.
         low, high = -(1 << pixels.stored - 1), (1 << pixels.stored - 1) - 1
     else:
         low, high = 0, (1 << pixels.stored) - 1
-    if below == 0 and raw.min() >= low and raw.max() <= high:
+    found = _bounds(raw)
+    if below == 0 and found[0] >= low and found[1] <= high:
         return raw, False
     clean = (raw << above) >> (above + below)
     unsigned = raw.view(raw.dtype.str.replace("i", "u"))
     used = ((1 << pixels.stored) - 1) << below
     return clean, bool(np.any(unsigned & ~unsigned.dtype.type(used)))
+
+
+def _bounds(values: Shaped[np.ndarray, "*any"]) -> tuple[int, int]:
+    """No value lies outside; unsigned ones start at 0."""
+    return (0 if values.dtype.kind == "u" else int(values.min())), int(values.max())
 
 
 def _scaled(stored: Shaped[np.ndarray, "*s y x"], one: Slice) -> Shaped[np.ndarray, "*s y x"]:
@@ -140,7 +146,7 @@ def _scaled(stored: Shaped[np.ndarray, "*s y x"], one: Slice) -> Shaped[np.ndarr
         return (stored * slope + intercept).astype(np.float32)
     if (slope, intercept) == (1.0, 0.0):
         return stored
-    reach = max(abs(int(stored.min())), abs(int(stored.max()))) * max(abs(slope), 1) + abs(intercept)
+    reach = max(map(abs, _bounds(stored))) * max(abs(slope), 1) + abs(intercept)
     wide = stored.astype(np.int16 if reach <= _INT16.max else np.int32 if reach < 1 << 31 else np.int64)
     if slope != 1:
         np.multiply(wide, int(slope), out=wide)
