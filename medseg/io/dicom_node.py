@@ -19,6 +19,7 @@ SUCCESS, OUT_OF_RESOURCES, MISMATCH, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0x
 _TAGS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 _WAIT_S = 30.0
 _ASSOCIATIONS = 5
+_PDU_BYTES = 1 << 20  # a sender must keep to the 16 kB this node announces; negotiation may be longer
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 Keep = Callable[[str, str, str, bytes], None]
@@ -92,6 +93,7 @@ def running_node(settings: NodeSettings, keep: Keep) -> Iterator[int]:
     guard = _SizeGuard(settings.object_bytes)
     handlers = [
         (network.evt.EVT_C_STORE, _answer, [keep, guard]),
+        (network.evt.EVT_CONN_OPEN, _limit_pdu),
         (network.evt.EVT_DATA_RECV, guard.count),
         (network.evt.EVT_CONN_CLOSE, guard.forget),
     ]
@@ -142,6 +144,20 @@ def load_pynetdicom() -> Any:
     except ImportError as error:
         raise MedsegError("pynetdicom is not installed", hint='pip install "medseg[dicom]"') from error
     return module
+
+
+def _limit_pdu(event: Any) -> None:
+    """Let the connection break where a sender announces a PDU of up to 4 GiB, or stops in the middle of one."""
+    connection = event.assoc.dul.socket
+    read = connection.recv
+
+    def limited(count: int) -> Any:
+        if count > _PDU_BYTES:
+            raise OSError("PDU too long")
+        return read(count)
+
+    connection.recv = limited
+    connection.socket.settimeout(_WAIT_S)
 
 
 class _SizeGuard:

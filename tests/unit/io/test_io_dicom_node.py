@@ -1,5 +1,7 @@
 import gc
+import socket
 import sys
+from contextlib import suppress
 
 import pydicom
 import pytest
@@ -158,6 +160,18 @@ def test_many_objects_may_exceed_the_limit_of_one(ct):
         assert [association.send_c_store(path).Status for path in ct * 3] == [0x0000] * 3 * len(ct)
         association.release()
     assert len(box.kept) == 3 * len(ct)
+
+
+@pytest.mark.parametrize("start", [b"\x04\x00\xff\xff\xff\xff" + bytes(5000), b"\x01\x00\x00"])
+def test_endless_and_unfinished_messages_end_their_connection(port, box, slice_, start, monkeypatch):
+    monkeypatch.setattr("medseg.io.dicom_node._WAIT_S", 0.3)
+    with socket.create_connection(("127.0.0.1", port)) as stranger:
+        stranger.sendall(start)
+        stranger.settimeout(20)
+        with suppress(ConnectionResetError):
+            while stranger.recv(4096):
+                pass
+    assert store(port, slice_) == 0x0000
 
 
 def test_a_port_that_is_taken_is_an_error():
