@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tifffile
@@ -21,6 +21,7 @@ ALPHA = "transparency is dropped"
 Found = tuple[Shaped[np.ndarray, "c z y x"], tuple[str, ...], Vec3 | None]
 _MM = {"mm": 1.0, "millimeter": 1.0, "cm": 10.0, "um": 1e-3, "µm": 1e-3, "μm": 1e-3, "micron": 1e-3, "nm": 1e-6}
 _AGAIN = "copy or export the file again"
+_MOST_PAGES = 100_000
 _LARGEST_RATIO = 4096  # no compression of TIFF packs more bytes into one
 
 
@@ -30,6 +31,7 @@ def read_tiff(path: Path, stored_values: bool) -> Found:
     Only the file itself is read, whatever its metadata say of others. Raises ImageError for pages that are missing,
     unlike, cut off, or promise more than the file can hold, and whatever tifffile raises on damaged files.
     """
+    _check_pages(path)
     with _complaints() as complaints, tifffile.TiffFile(path, _multifile=False) as file:
         if len(file.series) != 1:
             raise ImageError(f"holds {len(file.series)} unlike images", where=path, hint="save one image per file")
@@ -76,6 +78,31 @@ def _complaints() -> Iterator[list[str]]:
         yield found
     finally:
         logger.removeFilter(keep)
+
+
+def _check_pages(path: Path) -> None:
+    """Raise ImageError for a chain of pages that has a loop, leaves the file or is longer than any stack."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(16)
+        if head[:2] not in (b"II", b"MM"):
+            raise ImageError("is no TIFF file", where=path, hint=_AGAIN)
+        order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
+        large = int.from_bytes(head[2:4], order) == 43
+        word, entry, start = (8, 20, 8) if large else (2, 12, 4)
+        pointer = 8 if large else 4
+        at, seen = int.from_bytes(head[start : start + pointer], order), set[int]()
+        while at:
+            if at in seen or len(seen) > _MOST_PAGES:
+                raise ImageError("its pages form a loop", where=path, hint=_AGAIN)
+            seen.add(at)
+            file.seek(at)
+            entries = int.from_bytes(file.read(word), order)
+            file.seek(at + word + entry * entries)
+            link = file.read(pointer)
+            if len(link) < pointer or at + word > size:
+                raise ImageError("its list of pages is cut off", where=path, hint=_AGAIN)
+            at = int.from_bytes(link, order)
 
 
 def _check_alone(file: Any, path: Path) -> None:

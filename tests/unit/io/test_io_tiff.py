@@ -73,9 +73,12 @@ def test_a_loop_of_pages_ends(strips):
     end = first + 2 + 12 * int.from_bytes(raw[first : first + 2], "little")
     raw[end : end + 4] = first.to_bytes(4, "little")
     strips.write_bytes(raw)
-    image = read_raster(strips)
-    assert np.array_equal(image.array[0, 0], GREY)
-    assert "circular" in image.warnings[0]
+    with pytest.raises(ImageError, match="loop"):
+        read_raster(strips)
+    raw[end : end + 4] = (2**31).to_bytes(4, "little")
+    strips.write_bytes(raw)
+    with pytest.raises(ImageError, match="cut off"):
+        read_raster(strips)
 
 
 OME = """<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"
@@ -104,7 +107,7 @@ def test_postscript_in_disguise_is_not_run(tmp_path, monkeypatch, name):
 
     monkeypatch.setattr(PIL.EpsImagePlugin, "gs_binary", None)
     (tmp_path / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
-    with pytest.raises(ImageError, match="cannot be decoded"):
+    with pytest.raises(ImageError, match=r"cannot be decoded|no TIFF"):
         read_raster(tmp_path / name)
     assert not ran.exists()
 
