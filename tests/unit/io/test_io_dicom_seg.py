@@ -10,6 +10,8 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_phantoms import AXIAL, FRAME, OBLIQUE, SAGITTAL, grid, write_dicom
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from medseg.errors import DicomError, GeometryError
 from medseg.io.dicom_seg import write_seg
@@ -172,6 +174,80 @@ def test_the_same_result_is_the_same_object_and_another_one_is_not(tmp_path):
     assert uids(other)[0] == first[0] and uids(other)[1] != first[1]
     assert uids(made_by=replace(MADE_BY, settings={"overlap": "0.25"}))[0] != first[0]
     assert all(uid.startswith("2.25.") and len(uid) <= 64 for uid in first)
+
+
+def enhanced(path, order):
+    """One multi-frame CT file, its frames shuffled, orientation and spacing stated frame by frame."""
+    geometry = grid(SHAPE, axes=OBLIQUE)
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, EnhancedCTImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    ds = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    ds.SOPClassUID, ds.SOPInstanceUID = EnhancedCTImageStorage, meta.MediaStorageSOPInstanceUID
+    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = generate_uid(), generate_uid(), FRAME
+    ds.PatientName, ds.PatientID, ds.Modality, ds.ImageType = "Phantom^Only", "P-1", "CT", ["ORIGINAL", "PRIMARY"]
+    ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = *SHAPE[1:], 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
+    ds.NumberOfFrames = len(order)
+    ds.SharedFunctionalGroupsSequence = [pydicom.Dataset()]
+    frames = []
+    for z in order:
+        place, turn, size, frame = (pydicom.Dataset() for _ in range(4))
+        place.ImagePositionPatient = [f"{v:.6f}" for v in (geometry.affine() @ [z, 0, 0, 1])[:3]]
+        turn.ImageOrientationPatient = [f"{v:.6f}" for v in np.array(geometry.direction)[:, :2].T.ravel()]
+        size.PixelSpacing, size.SliceThickness = list(geometry.spacing_mm[1:]), 1.0
+        frame.PlanePositionSequence, frame.PlaneOrientationSequence = [place], [turn]
+        frame.PixelMeasuresSequence = [size]
+        frames.append(frame)
+    ds.PerFrameFunctionalGroupsSequence = frames
+    ds.PixelData = np.zeros((len(order), *SHAPE[1:]), "<u2").tobytes()
+    ds.save_as(path, enforce_file_format=True)
+    return read_image([path])
+
+
+@pytest.mark.parametrize("kind", ["binary", "labelmap"])
+def test_frames_of_a_multi_frame_image_are_referred_to_by_number(tmp_path, kind):
+    order = (4, 0, 2, 1, 5, 3)
+    image = enhanced(tmp_path / "e.dcm", order)
+    path = written(tmp_path, image, kind=kind)
+    found = read_seg(path, image.geometry)
+    assert all(
+        np.array_equal(found.mask(item), blobs() == label.written)
+        for item, label in zip(found.items, THREE.items, strict=True)
+    )
+    for frame in pydicom.dcmread(path).PerFrameFunctionalGroupsSequence:
+        (drawn_on,) = frame.DerivationImageSequence[0].SourceImageSequence
+        position = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, float)
+        z = np.rint((np.linalg.inv(image.geometry.affine()) @ [*position, 1])[0])
+        assert drawn_on.ReferencedFrameNumber == order.index(z) + 1
+        assert drawn_on.SpatialLocationsPreserved == "YES"
+
+
+def test_a_sheared_stack_that_was_straightened_gets_planes_of_its_own(tmp_path):
+    geometry = grid(SHAPE, spacing_mm=(2.5, 0.7, 0.7))
+    write_dicom(tmp_path / "ct", np.zeros(SHAPE, np.int16), geometry)
+    for file in (tmp_path / "ct").iterdir():
+        data = pydicom.dcmread(file)
+        x, y, z = (float(v) for v in data.ImagePositionPatient)
+        data.ImagePositionPatient = [x, round(y + 0.31 * (z - 101.25), 4), z]
+        data.save_as(file)
+    image = read_image([tmp_path / "ct"])
+    assert image.geometry.shape != SHAPE and image.warnings
+    array = np.zeros(image.geometry.shape, np.uint8)
+    array[1:4, 2:5, 3:9], array[3:6, 7:10, 1:3] = 3, 1
+    path = written(tmp_path, image, array)
+    found = read_seg(path, image.geometry)
+    assert np.array_equal(found.mask(found.items[0]), array == 3)
+    assert np.array_equal(found.mask(found.items[1]), array == 1)
+    data = pydicom.dcmread(path)
+    assert len(data.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == len(image.source.files)
+    preserved = {
+        item.SpatialLocationsPreserved
+        for frame in data.PerFrameFunctionalGroupsSequence
+        for derived in frame.DerivationImageSequence
+        for item in derived.SourceImageSequence
+    }
+    assert preserved <= {"NO"}
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
