@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Shaped
 from pydicom.uid import DeflatedExplicitVRLittleEndian as Deflated
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from medseg.errors import DicomError
 from medseg.io.dicom_codecs import code_size, decode
@@ -104,7 +104,9 @@ def _check_layout(header: Header) -> None:
     allowed = {"int": (8, 16, 32), "float": (32,), "double": (64,)}[pixels.form]
     if pixels.allocated not in allowed:
         raise DicomError(f"{tag_name('BitsAllocated')} is {pixels.allocated}", where=path, hint="not supported")
-    if not 1 <= pixels.stored <= pixels.allocated or not pixels.stored <= pixels.high + 1 <= pixels.allocated:
+    aligned = _is_native(header) or header.syntax == RLELossless or pixels.stored == pixels.high + 1
+    fits = 1 <= pixels.stored <= pixels.allocated and pixels.stored <= pixels.high + 1 <= pixels.allocated
+    if not fits or not aligned:
         raise DicomError(
             f"{tag_name('BitsStored')} {pixels.stored} and {tag_name('HighBit')} {pixels.high} do not fit",
             where=path,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from medseg.io.dicom_headers import Header, Slice
-from medseg.io.dicom_planes import Plane
+from medseg.io.dicom_planes import KEYS, Plane
 
 Group = tuple[Slice, ...]
 _SCOUT_PLANES = 3  # planes of another orientation that a localizer has at most
@@ -119,8 +119,8 @@ def _split(stack: list[Slice]) -> list[tuple[Group, str]]:
     most = max(Counter(place for place, _, _ in distinct).values())
     if most == 1 or len(set(places)) == 1:
         return [(tuple(stack), "")]
-    names = [name for name in dict(stack[0].plane.keys) if not name.startswith("DimensionIndexValues")]
-    names += [name for name in dict(stack[0].plane.keys) if name.startswith("DimensionIndexValues")]
+    stated = {name for one in stack for name, _ in one.plane.keys}
+    names = [name for name in KEYS if name in stated] + sorted(stated - set(KEYS))
     values = {name: [dict(one.plane.keys).get(name, "") for one in stack] for name in names}
     varying = [name for name in names if len(set(values[name])) > 1]
     pairs = [(a, b) for i, a in enumerate(varying) for b in varying[i + 1 :]]
@@ -175,4 +175,4 @@ def _as_numbers(value: tuple[str, ...]) -> tuple[tuple[float, str], ...]:
 
 
 def _label(keys: Sequence[str], value: Sequence[str]) -> str:
-    return ", ".join(f"{key} {part or 'none'}" for key, part in zip(keys, value, strict=True))
+    return ", ".join(f"{key} {part[:40] or 'none'}" for key, part in zip(keys, value, strict=True))

@@ -20,9 +20,9 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from medseg.io.dicom_kinds import Kind, image_kind, not_an_image, scout
+from medseg.io.dicom_kinds import Kind, image_kind, no_plane, not_an_image
 from medseg.io.dicom_planes import PLANE_TAGS, Plane, file_planes
-from medseg.io.dicom_values import text, whole
+from medseg.io.dicom_values import printable, text, whole
 
 INFLATED_LIMIT = 1 << 30  # bytes a deflated file may grow to
 _OVERLAYS = tuple(0x60000102 + 0x20000 * i for i in range(16))  # OverlayBitPosition
@@ -183,7 +183,7 @@ def _read(path: Path, file: BinaryIO, size: int) -> Header | str:
     places = [data]
     sop_class, modality = text(places, "SOPClassUID") or opened.sop_class, text(places, "Modality")
     image_type = tuple(part.strip().upper() for part in text(places, "ImageType").split("\\"))
-    reason = not_an_image(sop_class, modality) or scout(image_type)
+    reason = not_an_image(sop_class, modality) or no_plane(image_type)
     pixels = reason or _pixels(data, opened)
     frames = whole(places, "NumberOfFrames", 1, "IS") or 1
     if isinstance(pixels, str) or frames < 0:
@@ -250,6 +250,6 @@ def _pixels(data: Any, opened: DataSet) -> Pixels | str:
 
 def _description(data: Any) -> str:
     try:
-        return str(data.get("SeriesDescription", "") or "")
+        return printable(str(data.get("SeriesDescription", "") or ""))
     except Exception:  # an unknown character set
         return ""

@@ -71,8 +71,10 @@ def not_an_image(sop_class: str, modality: str) -> str | None:
     return f"is {name}, no image" if name else None
 
 
-def scout(image_type: tuple[str, ...]) -> str | None:
-    """Why an image is set aside as a localizer, or None."""
+def no_plane(image_type: tuple[str, ...]) -> str | None:
+    """Why an image is no plane of a volume, or None."""
+    if "MOSAIC" in image_type:
+        return "is a mosaic of many slices in one image, which is not read"
     if any(word in part for part in image_type for word in _SCOUTS):
         return "is a localizer (scout), no part of a volume"
     return None
@@ -87,6 +89,6 @@ def image_kind(modality: str, image_type: tuple[str, ...], *, placed: bool) -> K
     if modality in {"US", "IVUS"}:
         return "ultrasound"
     panorama = any(word in part for part in image_type for word in _PANORAMAS)
-    if modality in _PROJECTIONS or (panorama and not placed):
+    if (modality in _PROJECTIONS or panorama) and not placed:
         return "projection"
     return "volume"

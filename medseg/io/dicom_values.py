@@ -24,9 +24,21 @@ def tag_name(keyword: str) -> str:
 
 
 def text(places: Sequence[Any], keyword: str | int) -> str:
-    """The value as ASCII with "\\" between its parts; "" where it is absent. The first place that has it counts."""
+    """The value as ASCII with "\\" between its parts; "" where it is absent. The first place that has it counts.
+
+    What cannot be printed becomes "?", so that no file can talk to a terminal.
+    """
     raw = raw_value(places, keyword)[0]
-    return raw[:_LONGEST].decode("ascii", "replace").strip(" \0\r\n")
+    return printable(raw[:_LONGEST].decode("ascii", "replace").strip(" \0\r\n"))
+
+
+def printable(value: str) -> str:
+    """Text without control characters.
+
+    >>> printable("a\\x1b[31m")
+    'a?[31m'
+    """
+    return value if value.isprintable() else "".join(c if c.isprintable() else "?" for c in value)
 
 
 def numbers(places: Sequence[Any], keyword: str | int, vr: str = "DS") -> Numbers:

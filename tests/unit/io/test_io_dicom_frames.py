@@ -291,6 +291,12 @@ def test_layouts_that_make_no_volume_name_the_tag(tmp_path, change, words):
         check_frames(read_header(write_slice(tmp_path / "a.dcm", stored()[0], ORIGIN, **change)))
 
 
+def test_a_compressed_value_has_no_place_above_its_high_bit(tmp_path):
+    code, syntax = packed(tmp_path, stored(1, 0, 4000, np.uint16)[0], "JPEGLS")
+    with pytest.raises(DicomError, match="do not fit"):
+        check_and_read(write_packed(tmp_path / "a.dcm", [code], syntax, (9, 11), BitsStored=12, HighBit=15))
+
+
 def test_a_file_cut_after_its_header_was_read(tmp_path):
     path = write_slice(tmp_path / "a.dcm", stored()[0], ORIGIN)
     header = read_header(path)

@@ -49,6 +49,16 @@ def test_repeated_positions_are_split_by_what_tells_them_apart(tmp_path, keyword
         read_image([tmp_path])
 
 
+def test_gradients_beside_an_image_without_one(tmp_path):
+    write_volumes(tmp_path / "b0", "DiffusionBValue", [0.0])
+    for number, direction in enumerate(np.eye(3)):
+        tags = {"DiffusionGradientOrientation": list(direction)}
+        write_volumes(tmp_path / str(number), "DiffusionBValue", [1000.0], **tags)
+    found, _ = find_series(tmp_path)
+    assert [len(series.files) for series in found] == [4] * 4
+    assert all(len({file.parent for file in series.files}) == 1 for series in found)
+
+
 def test_two_attributes_together_tell_four_volumes_apart(tmp_path):
     for echo in ("4.6", "9.2"):
         for kind in ("M", "P"):

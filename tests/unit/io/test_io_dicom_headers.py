@@ -106,6 +106,7 @@ def test_absurdly_nested_sequences_are_a_reason_and_no_crash(tmp_path):
         ({"SOPClassUID": "1.2.840.10008.1.3.10"}, "DICOMDIR"),
         ({"Modality": "RTPLAN"}, "RTPLAN"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "mosaic"),
         ({"Rows": None}, "no pixels"),
         ({"PixelData": None}, "no pixels"),
     ],
@@ -119,6 +120,7 @@ def test_kinds_of_images(tmp_path):
     lost = {"ImagePositionPatient": None, "ImageOrientationPatient": None}
     for modality, kind in [("PX", "projection"), ("DX", "projection"), ("US", "ultrasound"), ("MR", "volume")]:
         assert read_header(one_slice(tmp_path / modality, Modality=modality, **lost)).kind == kind
+    assert read_header(one_slice(tmp_path / "c-arm", Modality="XA")).kind == "volume"
     panorama = write_slice(tmp_path / "p", stored()[0], ORIGIN, ImageType=["DERIVED", "SECONDARY", "PANORAMIC"], **lost)
     assert read_header(panorama).kind == "projection"
 
@@ -131,6 +133,12 @@ def test_a_damaged_value_is_no_missing_value(tmp_path):
     (plane,) = read_header(path).planes
     assert plane.spacing == ()
     assert plane.between is None
+
+
+def test_no_text_of_a_file_talks_to_a_terminal(tmp_path):
+    header = read_header(one_slice(tmp_path / "a.dcm", SeriesDescription="\x1b[31mred", SequenceName="\x07bell"))
+    assert header.description == "?[31mred"
+    assert dict(header.planes[0].keys)["SequenceName"] == "?bell"
 
 
 def test_a_deflated_bomb_is_not_inflated(tmp_path, monkeypatch):

@@ -71,8 +71,9 @@ def test_a_modality_table_is_applied_and_clamped(tmp_path):
 def test_white_is_low_turns_only_what_has_no_unit(tmp_path, modality, unit, inverted):
     raw = stored(1, 0, 4096, np.uint16)[0]
     named = {"RescaleType": unit} if unit else {}
+    lost = {"ImagePositionPatient": None, "ImageOrientationPatient": None} if modality == "DX" else {}
     options = {"Modality": modality, "PhotometricInterpretation": "MONOCHROME1", "RescaleIntercept": 0}
-    found, warnings = values(tmp_path / "a.dcm", raw, **options, **named, **TWELVE)
+    found, warnings = values(tmp_path / "a.dcm", raw, **options, **named, **lost, **TWELVE)
     assert np.array_equal(found, 4095 - raw if inverted else raw)
     assert any(("are inverted" if inverted else "not inverted") in warning for warning in warnings)
 
