@@ -10,10 +10,10 @@ import pytest
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
-from medseg import check_dataset
+from medseg import check_dataset, train
 from medseg.cli.app import main
 from medseg.io.datasets import read_dataset
-from medseg.io.images import read_image
+from medseg.io.images import read_image, read_labels
 from medseg.io.pairs import read_pair
 from medseg.io.rtstruct import write_rtstruct
 from medseg.io.seg_nrrd import write_seg_nrrd
@@ -21,6 +21,7 @@ from medseg.types.geometry import Box
 from medseg.types.image import LabelMap
 from tests.dicom_phantoms import grid, write_dicom
 from tests.phantoms import SHELL_AND_CORE, nested_ellipsoids
+from tests.tiny_run import tiny_plan
 
 SHAPE = (12, 24, 20)
 
@@ -104,6 +105,8 @@ def test_labels_are_found_by_name_on_the_grid_of_their_image(data):
         assert labels.geometry == image.geometry and labels.warnings == ()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["rtstruct", "seg"], indirect=True)
 def test_check_and_plan_take_them_as_any_labels(data, tmp_path, capsys):
     assert main(["check", str(data)]) == 0
     assert "0 errors, 0 warnings" in capsys.readouterr().out
@@ -137,3 +140,22 @@ def test_labels_of_another_scan_are_errors(data):
         assert [fault.case for fault in errors] == ["case_0", "case_1"]
     else:  # .seg.nrrd does not say what it was drawn on
         assert errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["rtstruct"], indirect=True)
+def test_a_model_trained_on_them_writes_what_can_be_trained_on_again(data, tmp_path):
+    dataset = read_dataset(data)
+    plan = tiny_plan(channels=("CT",), labels=dataset.labels, steps_per_epoch=20, augment=())
+    train(plan, data, tmp_path / "run", folds=0, device="cpu")
+    scan, out = dataset.cases[0].images[0], tmp_path / "out"
+    forms = ["nii.gz", "rtstruct", "dicom-seg", "seg.nrrd"]
+    order = ["predict", str(tmp_path / "run"), str(scan), "-o", str(out), "--device", "cpu", "--format", *forms]
+    assert main(order) == 0
+    image = read_image([scan])
+    files = {path.name.split(".", 1)[1]: path for path in out.iterdir() if path.is_file() and path.name[0] != "r"}
+    assert {"nii.gz", "rtstruct.dcm", "seg.dcm", "seg.nrrd"} <= set(files), sorted(files)
+    expected = read_labels(files.pop("nii.gz"), dataset.labels).array
+    assert expected.any()
+    for ending in ("rtstruct.dcm", "seg.dcm", "seg.nrrd"):
+        assert np.array_equal(read_labels(files[ending], dataset.labels, image).array, expected), ending
