@@ -1,7 +1,6 @@
 """Pictures over time as an animated GIF, written frame by frame."""
 
 from collections.abc import Iterable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from medseg.errors import ImageError
 from medseg.io.files import whole_file
 
 _LONGEST = 640  # pixels of a side
-_DEFAULT_S, _SHORTEST_S = 0.1, 0.02  # viewers slow down what is shorter
+_DEFAULT_MS, _SHORTEST_MS = 100, 20  # viewers slow down what is shorter
 
 
 def write_gif(
@@ -54,7 +53,8 @@ def _scaled(picture: Picture.Image, spacing_mm: tuple[float, float]) -> Picture.
 
 
 def _shown_ms(times_s: tuple[float, ...], number: int) -> int:
-    """How long a frame stays: until the next; the last as long as the one before."""
-    steps = [later - sooner for sooner, later in pairwise(times_s)]
-    seconds = steps[min(number, len(steps) - 1)] if steps else _DEFAULT_S
-    return round(1000 * max(seconds, _SHORTEST_S))
+    """Until the next frame, the last as long as the one before, in steps of 10 ms that add up to the right time."""
+    if len(times_s) < 2:
+        return _DEFAULT_MS
+    first = min(number, len(times_s) - 2)
+    return max(10 * (round(100 * times_s[first + 1]) - round(100 * times_s[first])), _SHORTEST_MS)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Shaped, UInt8
 from PIL import ImageColor
+from scipy import ndimage
 
 from medseg.errors import DicomError, PlanError
 from medseg.inference.ensemble import predict_scores
@@ -209,7 +210,7 @@ def _median(window: Sequence[Probabilities]) -> Probabilities:
 
 
 def _overlays(made: CinePrediction, *, keep: bool) -> Iterator[UInt8[np.ndarray, "y x 3"]]:
-    """RGB frames, labels filled; grey beyond 8 bits is scaled by the largest value of the first frame."""
+    """RGB frames, labels filled and outlined; grey beyond 8 bits is scaled by the largest value of the first frame."""
     labels = made.prediction.labels
     colours = label_colours(labels.labels)
     scale = 1.0
@@ -222,7 +223,9 @@ def _overlays(made: CinePrediction, *, keep: bool) -> Iterator[UInt8[np.ndarray,
             picture[~made.fan] = 0
         for item in labels.labels.items:
             inside = np.isin(labels.array[number], item.stored)
-            picture[inside] = (1 - _FILL) * picture[inside] + _FILL * np.array(ImageColor.getrgb(colours[item.name]))
+            colour = np.array(ImageColor.getrgb(colours[item.name]))
+            picture[inside] = (1 - _FILL) * picture[inside] + _FILL * colour
+            picture[inside & ~ndimage.binary_erosion(inside)] = colour
         yield picture.clip(0, 255).astype(np.uint8)
 
 
