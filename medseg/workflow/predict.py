@@ -258,21 +258,22 @@ def _remove_leftovers(out: Path) -> None:
 def _refused_lines(
     refused: dict[Path, str], inputs: Sequence[Path], given: Sequence[Path], keep_identifiers: bool
 ) -> list[CaseReport]:
-    """Failed; but what is no scan and merely lies beside them is left out, one line for each folder and reason."""
+    """Failed; but what is no scan and merely lies beside them is left out. One line for each folder and reason."""
     root_of = roots_of(inputs)
-    lines, others = [], dict[tuple[Path, str], list[Path]]()
+    grouped: dict[tuple[Path, str], list[Path]] = {}
     for path, reason in refused.items():
-        named = path if keep_identifiers or is_image(path) or path in given else masked(path, root_of(path))
-        if path in given or not _is_set_aside(path, reason):
-            lines.append(
-                CaseReport(path.name if path in given else str(named), "failed", 0.0, error=f"{named}: {reason}")
-            )
-        else:
-            others.setdefault((path.parent, reason), []).append(path)
-    for (_, reason), paths in others.items():
-        name = str(paths[0]) if keep_identifiers else masked(paths[0], root_of(paths[0]))
+        alone = path in given or is_image(path)
+        grouped.setdefault((path if alone else path.parent, reason), []).append(path)
+    lines = []
+    for (_, reason), paths in grouped.items():
+        first = paths[0]
+        name = str(first) if keep_identifiers else masked(first, root_of(first))
+        name = first.name if first in given else name
         text = reason if len(paths) == 1 else f"{len(paths)} files: {reason}"
-        lines.append(CaseReport(name, "skipped", 0.0, warnings=(text,)))
+        if first in given or not _is_set_aside(first, reason):
+            lines.append(CaseReport(name, "failed", 0.0, error=f"{name}: {text}"))
+        else:
+            lines.append(CaseReport(name, "skipped", 0.0, warnings=(text,)))
     return lines
 
 

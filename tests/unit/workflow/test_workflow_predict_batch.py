@@ -183,15 +183,14 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_read(tmp
 
 def test_a_disk_that_fills_up_fails_the_case_and_leaves_no_part(bundle, tmp_path, monkeypatch):
     folder, out = write_scans(tmp_path / "in", 3), tmp_path / "out"
-    whole = predict_case.write_results
+    whole = predict_case.write_checked
 
     def full(prediction, folder, case_id, *arguments, **options):
-        names = whole(prediction, folder, case_id, *arguments, **options)
+        whole(prediction, folder, case_id, *arguments, **options)
         if case_id == "s01":
             raise OSError(28, "No space left on device")
-        return names
 
-    monkeypatch.setattr(predict_case, "write_results", full)
+    monkeypatch.setattr(predict_case, "write_checked", full)
     report = run(bundle, [folder], out)
     assert [case.status for case in report.cases] == ["ok", "failed", "ok"]
     assert "No space left" in report.cases[1].error and not (out / "s01.nii.gz").exists()
