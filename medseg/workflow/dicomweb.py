@@ -1,7 +1,9 @@
 """medseg predict dicomweb:URL: fetch a study, segment it, store the result beside it."""
 
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from medseg.io.dicomweb_server import Server, open_server
 from medseg.io.inbox import hashed
 from medseg.io.outputs import Format
 from medseg.io.records import write_record
+from medseg.training.lock import locked
 from medseg.types.progress import Progress, Report, silent
 from medseg.types.result import CaseReport, RunReport
 from medseg.workflow.model import PredictOptions
@@ -75,8 +78,8 @@ def predict_study(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     formats = tuple(dict.fromkeys((_SEG, *options.format)))
-    with tempfile.TemporaryDirectory(prefix=".fetched-", dir=out) as folder:
-        _fetch(server, address, Path(folder), report)
+    with _folder_for_scans(out) as folder:
+        _fetch(server, address, folder, report)
         run = predict_folder(bundle, [folder], out, options=replace(options, format=formats), report=report)
     cases = []
     for number, case in enumerate(run.cases, start=1):
@@ -87,6 +90,18 @@ def predict_study(
     done = replace(run, cases=tuple(cases))
     write_record(done, out / REPORT)
     return done
+
+
+@contextmanager
+def _folder_for_scans(out: Path) -> Iterator[Path]:
+    """A temporary folder in `out`; those of runs that were killed are deleted first."""
+    for old in out.glob(".fetched-*"):
+        with suppress(NetworkError), locked(old, error=NetworkError):
+            shutil.rmtree(old)
+    with tempfile.TemporaryDirectory(prefix=".fetched-", dir=out) as folder, locked(Path(folder), remove=True):
+        scans = Path(folder) / "scans"
+        scans.mkdir()
+        yield scans
 
 
 def _fetch(server: Server, address: StudyAddress, folder: Path, report: Report) -> None:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from medseg.errors import MedsegError, NetworkError, TrainingError
+from medseg.errors import MedsegError, NetworkError
 from medseg.io.bundles import bundle_folder, load_bundle
 from medseg.io.dicom_node import NodeSettings, Peer, PeerRefused, running_node, send_files
 from medseg.io.inbox import Inbox, Outcome
@@ -58,7 +58,8 @@ def listen(
     options = options or ListenOptions()
     waits: dict[str, _Wait] = {}
     with ExitStack() as held:
-        _lock(held, Path(out))
+        Path(out).mkdir(mode=0o700, parents=True, exist_ok=True)
+        held.enter_context(locked(Path(out), doing="listening", error=NetworkError))
         inbox = Inbox(Path(out), options.max_studies, options.max_bytes)
         port = held.enter_context(running_node(node, inbox.receive))
         _LOG.info("%s listens on %s:%d and sends to %s", node.aet, node.host, port, peer)
@@ -91,16 +92,6 @@ class _Wait:
 def _longer(before: _Wait | None, first_s: float) -> _Wait:
     pause_s = first_s if before is None else min(2 * before.pause_s, 100 * first_s)
     return _Wait(time.monotonic() + pause_s, pause_s)
-
-
-def _lock(held: ExitStack, out: Path) -> None:
-    out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        held.enter_context(locked(out))
-    except TrainingError as error:
-        raise NetworkError(
-            "another process listens into this folder", where=out, hint="stop it, or choose another"
-        ) from error
 
 
 def _next(inbox: Inbox, waits: dict[str, _Wait], quiet_s: float) -> str | None:

@@ -8,6 +8,7 @@ import pytest
 from medseg.errors import DatasetError, NetworkError
 from medseg.io.dicomweb import RemoteSeries
 from medseg.io.inbox import hashed
+from medseg.training.lock import locked
 from medseg.types.result import CaseReport, RunReport
 from medseg.workflow import dicomweb as job
 from medseg.workflow.dicomweb import StudyAddress, predict_study, study_address
@@ -71,6 +72,15 @@ def test_only_segs_of_good_cases_are_stored_and_fetched_scans_are_deleted(server
     assert run.cases[0].warnings == ("stored with warning 0xB000",)
     assert run.cases[1].status == "failed"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.nrrd", "a.seg.dcm", "report.json"]
+
+
+def test_scans_that_a_killed_run_left_are_deleted_and_those_of_a_running_one_are_not(server, tmp_path):
+    for name in ("killed", "running"):
+        (tmp_path / f".fetched-{name}" / "scans").mkdir(parents=True)
+        (tmp_path / f".fetched-{name}" / "lock").write_text("1\n")
+    with locked(tmp_path / ".fetched-running"):
+        predict_study("bundle", StudyAddress(URL, "1.2"), tmp_path)
+    assert [path.name for path in tmp_path.glob(".fetched-*")] == [".fetched-running"]
 
 
 def test_what_is_not_stored_is_a_failed_line_and_stays_in_the_folder(server, tmp_path):

@@ -213,7 +213,7 @@ def test_the_same_study_again_is_not_predicted_again_but_a_fuller_one_is(world):
 
 def test_two_processes_do_not_share_a_folder(world, monkeypatch):
     world.run()
-    with job.locked(world.root), pytest.raises(NetworkError, match="another process"):
+    with job.locked(world.root), pytest.raises(NetworkError, match="already listening here"):
         world.run()
 
 
