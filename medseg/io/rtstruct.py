@@ -58,6 +58,12 @@ def read_rtstruct(path: Path, image: Image, labels: Labels | None = None) -> Lab
     warned about. Raises DicomError for files that are no RTSTRUCT, contours of another frame of reference, on images
     that are not among those of `image`, beyond its planes or not parallel to them, and structures without a closed one.
     """
+    with python_warnings.catch_warnings():
+        python_warnings.simplefilter("ignore")  # pydicom's, about values that are not used
+        return _read(path, image, labels)
+
+
+def _read(path: Path, image: Image, labels: Labels | None) -> LabelMap:
     ds = _open(path)
     structures = _structures(ds, path)
     names = [structure.name for structure in structures]

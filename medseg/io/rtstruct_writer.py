@@ -51,22 +51,15 @@ def write_rtstruct(labels: LabelMap, image: Image, path: Path) -> None:
     if not frame or not header.get("SeriesInstanceUID"):
         hint = "contours have no place without it"
         raise DicomError("the images state no frame of reference or no series", where=path, hint=hint)
-    with python_warnings.catch_warnings():
+    with python_warnings.catch_warnings(), whole_file(path) as temporary:
         python_warnings.simplefilter("ignore")  # about values of the source that the standard would have otherwise
         ds = _new_file(header, path)
-    ds.FrameOfReferenceUID, ds.PositionReferenceIndicator = frame, str(header.get("PositionReferenceIndicator", ""))
-    ds.ReferencedFrameOfReferenceSequence = [_referenced(header, frame, found)]
-    rois, contours, observations = [], [], []
-    for number, label in enumerate(labels.labels.items, start=1):
-        rois.append(_item(
-            ROINumber=number, ReferencedFrameOfReferenceUID=frame, ROIName=plain_text(label.name),
-            ROIGenerationAlgorithm="AUTOMATIC",
-        ))  # fmt: skip
-        contours.append(_roi_contour(number, label, labels, planes))
-        observations.append(_observation(number, label))
-    ds.StructureSetROISequence, ds.ROIContourSequence = rois, contours
-    ds.RTROIObservationsSequence = observations
-    with whole_file(path) as temporary:
+        ds.FrameOfReferenceUID, ds.PositionReferenceIndicator = frame, str(header.get("PositionReferenceIndicator", ""))
+        ds.ReferencedFrameOfReferenceSequence = [_referenced(header, frame, found)]
+        items = list(enumerate(labels.labels.items, start=1))
+        ds.StructureSetROISequence = [_roi(number, label, frame) for number, label in items]
+        ds.ROIContourSequence = [_roi_contour(number, label, labels, planes) for number, label in items]
+        ds.RTROIObservationsSequence = [_observation(number, label) for number, label in items]
         ds.save_as(temporary, enforce_file_format=True)
 
 
@@ -112,6 +105,15 @@ def _referenced(header: Any, frame: str, planes: Sequence[Plane]) -> Item:
         RTReferencedSeriesSequence=[series],
     )
     return _item(FrameOfReferenceUID=frame, RTReferencedStudySequence=[study])
+
+
+def _roi(number: int, label: Label, frame: str) -> Item:
+    return _item(
+        ROINumber=number,
+        ReferencedFrameOfReferenceUID=frame,
+        ROIName=plain_text(label.name),
+        ROIGenerationAlgorithm="AUTOMATIC",
+    )
 
 
 def _roi_contour(number: int, label: Label, labels: LabelMap, planes: Sequence[Plane]) -> Item:

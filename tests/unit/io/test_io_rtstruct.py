@@ -1,3 +1,4 @@
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from matplotlib.path import Path as Outline
 from scipy import ndimage
 
-from medseg.errors import DicomError, GeometryError, ImageError
+from medseg.errors import DicomError, GeometryError, ImageError, MedsegError
 from medseg.io.images import read_image
 from medseg.io.rtstruct import check_rtstruct, read_rtstruct, write_rtstruct
 from medseg.types.image import LabelMap
@@ -321,3 +322,35 @@ def test_contours_that_cross_are_told(axial, tmp_path):
     back = read_rtstruct(edited(tmp_path / "rs.dcm", alter), axial, labels)
     assert back.array.sum() == 2 * 4 * 20
     assert back.warnings == ('"a": contours cross each other on 1 slices; what two of them share is outside',)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+def test_odd_values_of_the_source_do_not_stop_the_writing(tmp_path):
+    odd = {"StudyDate": "2020-1-2", "PatientSex": "female", "StudyInstanceUID": "1.02.3", "PatientName": "Ä^Ö"}
+    write_dicom(tmp_path / "ct", np.zeros(SHAPE), grid(SHAPE), SpecificCharacterSet="ISO_IR 100", **odd)
+    image = read_image([tmp_path / "ct"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_rtstruct(LabelMap(shapes(), image.geometry, BONES), image, tmp_path / "rs.dcm")
+        back = read_rtstruct(tmp_path / "rs.dcm", image, BONES)
+    assert np.array_equal(back.array, shapes())
+    assert str(pydicom.dcmread(tmp_path / "rs.dcm").PatientName) == "Ä^Ö"
+
+
+def test_damaged_files_are_errors_never_crashes(axial, tmp_path):
+    """Bytes changed anywhere: read as something, or refused with an error of medseg."""
+    path = tmp_path / "rs.dcm"
+    written(axial, path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(5)
+    refused = 0
+    for _ in range(150):
+        broken = bytearray(whole)
+        for place in rng.integers(200, len(whole), 4):
+            broken[place] = rng.integers(256)
+        path.write_bytes(broken if rng.random() < 0.7 else broken[: rng.integers(200, len(broken))])
+        try:
+            read_rtstruct(path, axial)
+        except MedsegError:
+            refused += 1
+    assert refused > 20
