@@ -13,6 +13,7 @@ from medseg.io.dicom_values import Numbers, tag_name
 from medseg.types.geometry import Geometry
 
 ROUNDING_MM = 0.0101  # positions are often written with two decimals
+_ULTRASOUND_VOLUME = "1.2.840.10008.5.1.4.1.1.6.2"
 _AGAIN = "export the series again"
 _SEVERAL = "the series holds several volumes (time, echo, b-value) or doubled files; split it"
 
@@ -50,6 +51,8 @@ def lay_out(slices: Sequence[Slice]) -> Layout:
     dz, shear, warnings = _steps(kept, points, axes)
     if copies:
         warnings = (*warnings, f"{len(copies)} identical duplicates of slices are left out")
+    if first.header.sop_class == _ULTRASOUND_VOLUME:
+        warnings = (*warnings, "positions are relative to the ultrasound probe; their place in the patient is unknown")
     (dy, dx), more = _pixel_spacing(first)
     geometry = _geometry(kept[0], len(kept), (dz, dy, dx), points[0], axes)
     return Layout(kept, geometry, shear, copies, (*warnings, *more))

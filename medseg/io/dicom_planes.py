@@ -10,6 +10,7 @@ from medseg.io.dicom_values import Numbers, items, numbers, raw_value, text, who
 # What tells volumes of one series apart, most telling first.
 KEYS: dict[str, str | int] = {
     "StackID": "StackID",
+    "DataType": "DataType",  # tissue or flow of ultrasound
     "TemporalPositionIndex": "TemporalPositionIndex",
     "TemporalPositionIdentifier": "TemporalPositionIdentifier",
     "EchoNumbers": "EchoNumbers",
@@ -45,6 +46,7 @@ PLANE_TAGS: tuple[str | int, ...] = (
 )
 _GROUPS = """FrameContentSequence PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence
     PixelValueTransformationSequence MREchoSequence MRDiffusionSequence MRImageFrameTypeSequence
+    PlanePositionVolumeSequence PlaneOrientationVolumeSequence ImageDataTypeSequence
     CTImageFrameTypeSequence TemporalPositionSequence CardiacSynchronizationSequence MRModifierSequence
     MRTimingAndRelatedParametersSequence CTReconstructionSequence CTXRayDetailsSequence""".split()
 _BINARY = {
@@ -113,8 +115,8 @@ def _plane(places: Sequence[Any], frame: int) -> Plane:
     found |= {f"DimensionIndexValues {i + 1}": f"{value:g}" for i, value in enumerate(indices)}
     return Plane(
         frame,
-        numbers(places, "ImagePositionPatient"),
-        numbers(places, "ImageOrientationPatient"),
+        numbers(places, "ImagePositionPatient") or numbers(places, "ImagePositionVolume", "FD"),
+        numbers(places, "ImageOrientationPatient") or numbers(places, "ImageOrientationVolume", "FD"),
         numbers(places, "PixelSpacing"),
         numbers(places, "ImagerPixelSpacing") or numbers(places, "NominalScannedPixelSpacing"),
         numbers(places, "SliceThickness"),

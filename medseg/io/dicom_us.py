@@ -84,7 +84,7 @@ def is_cine(path: Path) -> bool:
     try:
         header = _header(path)
         return frame_size(header, path)[0] > 1
-    except DicomError:
+    except (DicomError, OSError):
         return False
 
 

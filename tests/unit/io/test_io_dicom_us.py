@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from PIL import Image as Picture
+from pydicom import Dataset
 from pydicom.pixels import convert_color_space
 from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 from us_phantoms import save, sector_frames, us_dataset, us_region
@@ -267,3 +268,29 @@ def test_read_image_takes_colours_as_grey_and_a_spacing_where_there_is_none(tmp_
     Picture.fromarray(GREY[0]).save(tmp_path / "b.png")
     flat = read_image([tmp_path / "b.png"], spacing_mm=(0.2, 0.3))
     assert (flat.geometry.unit, flat.geometry.spacing_mm) == ("mm", (1.0, 0.2, 0.3))
+
+
+def test_an_enhanced_ultrasound_volume_is_a_volume_in_the_frame_of_its_probe(tmp_path):
+    rng = np.random.default_rng(0)
+    voxels = rng.integers(0, 255, (5, 12, 16), dtype=np.uint8)
+    data = us_dataset(voxels, spacing_cm=None)
+    data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.6.2"
+    data.FrameOfReferenceUID = "2.25.99"
+    del data.FrameTime, data.FrameIncrementPointer
+    measures, orientation, shared = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [0.3, 0.2], 0.5
+    orientation.ImageOrientationVolume = [0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationVolumeSequence = [measures], [orientation]
+    data.SharedFunctionalGroupsSequence, data.PerFrameFunctionalGroupsSequence = [shared], []
+    for number in (3, 1, 0, 4, 2):
+        place, group = Dataset(), Dataset()
+        place.ImagePositionVolume = [10 + 0.5 * number, -2.0, 7.0]
+        group.PlanePositionVolumeSequence = [place]
+        data.PerFrameFunctionalGroupsSequence.append(group)
+    image = read_image([save(data, tmp_path / "a.dcm")])
+    np.testing.assert_array_equal(image.array[0], voxels[[2, 1, 4, 0, 3]])
+    assert image.geometry.spacing_mm == pytest.approx((0.5, 0.3, 0.2))
+    assert image.geometry.origin_mm == (10.0, -2.0, 7.0)
+    np.testing.assert_allclose(image.geometry.direction, [[0, 0, 1], [1, 0, 0], [0, 1, 0]])
+    assert any("relative to the ultrasound probe" in note for note in image.warnings)
+    assert not is_cine(tmp_path / "a.dcm")
