@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from medseg.cli.terms import OK, Device, Words
 
@@ -12,15 +13,15 @@ from medseg.cli.terms import OK, Device, Words
 def listen(
     *,
     bundle: Path,
-    port: int,
+    port: Annotated[int, Parameter(validator=Number(gte=1, lte=65535))],
     peer: str,
     aet: str = "MEDSEG",
     out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("medseg-node"),
     host: str = "127.0.0.1",
     allow: Annotated[tuple[str, ...], Words] = (),
-    quiet: float = 10.0,
-    queue: int = 32,
-    disk: float = 50.0,
+    quiet: Annotated[float, Parameter(validator=Number(gte=0))] = 10.0,
+    queue: Annotated[int, Parameter(validator=Number(gte=1))] = 32,
+    disk: Annotated[float, Parameter(validator=Number(gt=0))] = 50.0,
     device: Device = "auto",
     trust: Annotated[tuple[str, ...], Words] = (),
 ) -> int:
