@@ -11,7 +11,7 @@ from pathlib import Path
 from medseg.errors import MedsegError, NetworkError
 from medseg.io.bundles import bundle_folder, load_bundle
 from medseg.io.dicom_node import NodeSettings, Peer, PeerRefused, running_node, send_files
-from medseg.io.inbox import Inbox, Outcome
+from medseg.io.inbox import Inbox, Outcome, hashed
 from medseg.training.lock import locked
 from medseg.types.progress import Report, silent
 from medseg.types.result import RunReport
@@ -122,10 +122,11 @@ def _segment(inbox: Inbox, study: str, bundle: Path, options: PredictOptions, re
 
 
 def _outcome(run: RunReport, series: tuple[str, ...]) -> Outcome:
-    """What to send, which series are done, and what failed; the id of a case holds the name of its series."""
+    """What to send, which series are done, and what failed; a case tells its series by its UIDs or its id."""
     good = [case for case in run.cases if case.status == "ok"]
     outputs = tuple(name for case in good for name in case.outputs)
-    done = tuple(name for name in series if any(name in case.case_id for case in good))
+    told = {hashed(uid) for case in good for uid in case.series_uids}
+    done = tuple(name for name in series if name in told or any(name in case.case_id for case in good))
     errors = tuple(f"{case.case_id}: {case.error}" for case in run.cases if case.status == "failed")
     for case in run.cases:
         for warning in case.warnings:
