@@ -47,6 +47,7 @@ def write_us_seg(
     """Write labels (frames, y, x) of an ultrasound file; frames without any class are left out, as are empty masks.
 
     Every frame names its source frame; `TemporalPositionIndex` counts source frames from 1. UIDs as for `write_seg`.
+    The file is read again and compared pixel by pixel before it gets its name.
     Raises DicomError without highdicom, for a source without UIDs, and for classes that overlap in kind "labelmap".
     """
     highdicom = highdicom_module()
@@ -64,6 +65,7 @@ def write_us_seg(
             _put_numbers(data, labels)
         with whole_file(path) as temporary:
             data.save_as(temporary, enforce_file_format=True)
+            _compare(temporary, labels, path)
 
 
 def is_us_seg(path: Path) -> bool:
@@ -76,11 +78,44 @@ def check_us_seg(path: Path) -> None:
     """Raise DicomError unless every frame of a SEG that `write_us_seg` made can be decoded."""
     try:
         data = pydicom.dcmread(path)
-        frames = sum(1 for _ in iter_pixels(data))
+        frames = sum(1 for _ in _frames(data))
     except Exception as error:  # pydicom raises many kinds on damaged files
         raise DicomError("cannot be read to its end", where=path, hint="predict again") from error
     if frames != data.NumberOfFrames or len(data.PerFrameFunctionalGroupsSequence) != frames:
         raise DicomError(f"holds {frames} of {data.NumberOfFrames} frames", where=path, hint="predict again")
+
+
+def _frames(data: Any) -> Iterator[np.ndarray]:
+    """Frames one by one; pydicom unpacks bits only of frames that begin with a byte."""
+    if data.BitsAllocated != 1:
+        yield from iter_pixels(data)
+        return
+    size = data.Rows * data.Columns
+    for number in range(data.NumberOfFrames):
+        first, last = number * size, (number + 1) * size
+        packed = np.frombuffer(data.PixelData[first // 8 : -(-last // 8)], np.uint8)
+        bits = np.unpackbits(packed, bitorder="little")[first % 8 :][:size]
+        yield bits.reshape(data.Rows, data.Columns)
+
+
+def _compare(written: Path, labels: LabelMap, path: Path) -> None:
+    """Raise DicomError where a file does not hold every labelled pixel at its frame and segment, and no other."""
+    data = pydicom.dcmread(written)
+    items = labels.labels.items
+    found = 0
+    for group, pixels in zip(data.PerFrameFunctionalGroupsSequence, _frames(data), strict=True):
+        frame = labels.array[group.FrameContentSequence[0].TemporalPositionIndex - 1]
+        if data.SegmentationType == "BINARY":
+            number = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+            right = np.array_equal(pixels, np.isin(frame, items[number - 1].stored))
+        else:
+            right = all(np.array_equal(pixels == n, np.isin(frame, item.stored)) for n, item in enumerate(items, 1))
+        if not right:
+            raise DicomError("does not hold what was predicted", where=path, hint="report this, and write nii.gz")
+        found += int(np.count_nonzero(pixels))
+    expected = sum(int(np.isin(frame, item.stored).sum()) for frame in labels.array for item in items)
+    if found != expected:
+        raise DicomError(f"holds {found} of {expected} labelled pixels", where=path, hint="report this, write nii.gz")
 
 
 def _header(path: Path) -> Any:
