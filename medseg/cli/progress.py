@@ -16,6 +16,7 @@ from medseg.types.progress import Report, silent
 
 _LOG = logging.getLogger("medseg")
 _EVERY_S = 20.0
+_LOOK_BACK_S = 1800.0  # cases and epochs may take minutes each
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def shown_progress(*, lines: bool = True) -> Iterator[Report]:
             TimeLeftColumn(),
             TextColumn("{task.fields[values]}"),
         )
-        with Progress(*columns, console=console) as bars:
+        with Progress(*columns, console=console, speed_estimate_period=_LOOK_BACK_S) as bars:
             yield _draw_bars(bars)
 
 
@@ -67,20 +68,31 @@ def _draw_bars(bars: Progress) -> Report:
 
 
 def _log_lines() -> Report:
-    """Logs a stage when it first ends, and at most every 20 seconds else."""
+    """Logs a stage when it first ends, and at most every 20 seconds else, with the time that is left at its pace."""
     last: dict[str, float] = {}
+    first: dict[str, tuple[float, int]] = {}
     ended: set[str] = set()
 
     def report(step: Step) -> None:
         now = time.monotonic()
+        first.setdefault(step.stage, (now, step.done))
         ends = step.done == step.total and step.stage not in ended
         if not ends and now - last.setdefault(step.stage, now) < _EVERY_S:
             return
         last[step.stage] = now
         ended.update({step.stage} if ends else ())
-        _LOG.info("%s", f"{step.stage} {step.done}/{step.total} {_values(step)}".rstrip())
+        left = _left(step, now, *first[step.stage])
+        _LOG.info("%s", " ".join(filter(None, (f"{step.stage} {step.done}/{step.total}", _values(step), left))))
 
     return report
+
+
+def _left(step: Step, now: float, began: float, done: int) -> str:
+    """How long a stage will take at the pace it has had since the step `done`."""
+    if step.done <= done or step.done >= step.total:
+        return ""
+    seconds = (now - began) / (step.done - done) * (step.total - step.done)
+    return f"({seconds / 3600:.1f} h left)" if seconds > 5400 else f"({max(1, round(seconds / 60))} min left)"
 
 
 def _values(step: Step) -> str:

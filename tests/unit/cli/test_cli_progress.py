@@ -16,6 +16,16 @@ def test_without_a_terminal_the_end_of_a_stage_is_one_plain_line(capsys):
     assert captured.out == ""
 
 
+def test_long_stages_say_how_much_time_is_left(capsys, monkeypatch):
+    clock = iter(range(0, 100_000, 30))  # a case takes half a minute
+    monkeypatch.setattr("medseg.cli.progress.time.monotonic", lambda: next(clock))
+    with shown_progress() as report:
+        for done in (1, 2, 3, 300, 301):
+            report(Progress("cases", done, 302))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "cases 2/302 (2.5 h left)" and lines[-1] == "cases 301/302 (1 min left)"
+
+
 def test_logging_is_left_as_it_was():
     log = logging.getLogger("medseg")
     before = (log.level, list(log.handlers))
