@@ -7,7 +7,8 @@ be the image that was prepared.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from typing import Literal
 import blosc2
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Shaped
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from medseg.errors import DatasetError, GeometryError, MedsegError
@@ -96,7 +98,7 @@ def write_case(
 
     `sources` are the files or folders it was made of: their sizes and times are recorded, so that `is_complete` sees
     changes. Positions are drawn with a fixed seed, without the ignore value, and also of `inside`. Raises
-    GeometryError if the grids differ.
+    GeometryError if the grids differ, DatasetError if there is no room.
     """
     if not image.geometry.same_grid(labels.geometry):
         raise GeometryError("image and labels lie on different grids", where=case_id, hint="prepare both alike")
@@ -108,7 +110,7 @@ def write_case(
     stored = {str(value): found for value, found in positions.items()}
     if inside is not None:
         stored[_INSIDE] = _positions(np.flatnonzero(inside), inside.shape, 0)
-    with whole_file(_part(stem, _PARTS[2])) as temporary:
+    with _written(_part(stem, _PARTS[2])) as temporary:
         save_file(stored, temporary)
     files = {part: _File(_part(stem, part).stat().st_size, file_sha256(_part(stem, part))) for part in _PARTS}
     voxels = {str(value): count for value, count in counts.items()}
@@ -169,6 +171,16 @@ def _part(stem: Path, part: str) -> Path:
     return stem.with_name(f"{stem.name}.{part}")
 
 
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """`whole_file`, with the errors of the libraries that fill it, e.g. on a full disk, as a DatasetError."""
+    with whole_file(path) as temporary:
+        try:
+            yield temporary
+        except (RuntimeError, SafetensorError) as error:
+            raise DatasetError(f"cannot be written ({error})", where=path, hint="make room and start again") from error
+
+
 def _write_array(path: Path, array: Shaped[np.ndarray, "*c z y x"], patch: Size3, *, level: int) -> None:
     chunks = [min(n, p) for n, p in zip(array.shape[-3:], patch, strict=True)]
     blocks = list(chunks)
@@ -176,7 +188,7 @@ def _write_array(path: Path, array: Shaped[np.ndarray, "*c z y x"], patch: Size3
         largest = int(np.argmax(blocks))
         blocks[largest] = -(-blocks[largest] // 2)
     lead = [1] * (array.ndim - 3)
-    with whole_file(path) as temporary:
+    with _written(path) as temporary:
         blosc2.asarray(
             np.ascontiguousarray(array),
             urlpath=str(temporary),

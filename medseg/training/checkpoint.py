@@ -18,11 +18,17 @@ _KEY = "medseg"
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None = None) -> None:
-    """Write tensors and JSON values as one file, whole or not at all; the same content gives the same bytes."""
+    """Write tensors and JSON values as one file, whole or not at all; the same content gives the same bytes.
+
+    Raises TrainingError if it cannot be written, e.g. on a full disk; the file that was there is then still whole.
+    """
     flat = {name: tensors[name].detach().to("cpu").contiguous() for name in sorted(tensors)}
     metadata = None if values is None else {_KEY: json.dumps(values, sort_keys=True)}
     with whole_file(path) as temporary:
-        save_file(flat, temporary, metadata=metadata)
+        try:
+            save_file(flat, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise TrainingError(f"cannot be written ({error})", where=path, hint="make room and start again") from error
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import blosc2
 import numpy as np
 import pytest
+from full_disk import full_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -166,3 +167,13 @@ def test_the_key_depends_on_what_changes_the_voxels():
     assert cache_key(plan, LABELS) == cache_key(replace(plan), LABELS)
     assert len({cache_key(plan, LABELS), cache_key(replace(plan, crop="nonzero"), LABELS),
                 cache_key(plan, replace(LABELS, ignore=None))}) == 3  # fmt: skip
+
+
+@pytest.mark.parametrize("limit", [20_000, 70_000])
+def test_a_full_disk_is_an_error_with_a_remedy_and_no_case(tmp_path, limit):
+    image = Image(np.random.default_rng(0).normal(size=(1, *GRID.shape)).astype(np.float32), GRID, ("T1",))
+    labels = LabelMap(np.ones(GRID.shape, np.uint8), GRID, LABELS)
+    with full_disk(limit), pytest.raises(DatasetError, match="cannot be written"):
+        write_case(tmp_path, "a", image, labels, patch=PATCH)
+    assert not is_complete(tmp_path, "a")
+    assert not list(tmp_path.glob(".part-*"))

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from full_disk import full_disk
 from torch import nn
 
 from medseg.errors import TrainingError
@@ -149,3 +150,12 @@ def test_without_tensorboard_the_hint_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(TrainingError, match=r"medseg\[track\]"):
         tensorboard(tmp_path)
+
+
+def test_a_full_disk_leaves_the_older_checkpoint(tmp_path):
+    path = tmp_path / "fold.safetensors"
+    checkpoint.save(path, {"w": torch.ones(4)}, {"step": 1})
+    with full_disk(1000), pytest.raises(TrainingError, match=r"cannot be written.*make room"):
+        checkpoint.save(path, {"w": torch.ones(4000)}, {"step": 2})
+    assert checkpoint.load(path)[1] == {"step": 1}
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
