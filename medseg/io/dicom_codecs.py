@@ -4,12 +4,14 @@ import os
 import struct
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Shaped
+from pydicom.config import IGNORE
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
@@ -56,7 +58,7 @@ def decode(code: bytes, header: Header) -> Shaped[np.ndarray, "*any"]:
             where=header.path,
             hint="copy the file again",
         )
-    with _bare_file(code, header) as bare, _quiet_decoder(syntax in _JPEG):
+    with _bare_file(code, header) as bare, _quiet_decoder():
         try:
             _, found = read_pixels(bare, io="GDCMImageIO")
         except ImageError as error:
@@ -89,13 +91,13 @@ def code_size(code: bytes, syntax: str) -> tuple[int, int] | None:
 
 
 def _named(syntax: str) -> str:
-    return f"{UID(syntax).name} ({syntax})"
+    return f"{UID(syntax, IGNORE).name} ({syntax})"
 
 
 def _decode_by_pydicom(code: bytes, header: Header) -> Shaped[np.ndarray, "*any"]:
     from pydicom.pixels import get_decoder
 
-    decoder = get_decoder(UID(header.syntax))
+    decoder = get_decoder(UID(header.syntax, IGNORE))
     if not decoder.is_available:
         raise DicomError(
             f"transfer syntax {_named(header.syntax)} needs a decoder that is not installed",
@@ -117,7 +119,9 @@ def _decode_by_pydicom(code: bytes, header: Header) -> Shaped[np.ndarray, "*any"
     }
     empty = struct.pack("<HHI", 0xFFFE, 0xE000, 0)
     try:
-        found, _ = decoder.as_array(empty + _item(code), index=0, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # it decodes damaged run lengths with a warning
+            found, _ = decoder.as_array(empty + _item(code), index=0, **options)
     except Exception as error:  # plug-ins raise many kinds
         raise DicomError(f"{_named(header.syntax)} pixels cannot be decoded", where=header.path, hint=_AGAIN) from error
     return _checked(found, header)
@@ -203,11 +207,8 @@ def _even(value: bytes, filler: bytes) -> bytes:
 
 
 @contextmanager
-def _quiet_decoder(needed: bool) -> Iterator[None]:
+def _quiet_decoder() -> Iterator[None]:
     """Keep the notes of the JPEG libraries, written straight to the error stream, off the terminal."""
-    if not needed:
-        yield
-        return
     with _ERROR_STREAM, Path(os.devnull).open("wb") as nowhere:
         kept = os.dup(2)
         try:
