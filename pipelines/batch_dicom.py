@@ -31,22 +31,24 @@ def main() -> int:
     report = medseg.predict_folder(bundle, [arguments.inbox], arguments.out, options=options)
     table = write_table(report, arguments.out / "volumes.csv")
     failed = [case for case in report.cases if case.status == "failed"]
-    print(f"{len(report.cases) - len(failed)} of {len(report.cases)} cases segmented, {table}")
+    segmented = [case for case in report.cases if case.outputs]
+    print(f"{len(segmented)} series segmented, {len(failed)} failed, {table}")
     for case in failed:
         print(f"failed: {case.case_id}: {case.error}")
     return 1 if failed else 0
 
 
 def write_table(report: medseg.RunReport, path: Path) -> Path:
-    """One row per case: status, volume of each class in ml, remarks."""
+    """One row per series, named by modality and a hash of its UID: status, volume of each class in ml, remarks."""
     names = sorted({name for case in report.cases for name in case.volumes_ml or {}})
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["case", "status", *(f"{name}_ml" for name in names), "remarks"])
+        writer.writerow(["case", "series_uid", "status", *(f"{name}_ml" for name in names), "remarks"])
         for case in report.cases:
             volumes = case.volumes_ml or {}
             remarks = "; ".join([*case.warnings, case.error or ""]).strip("; ")
-            writer.writerow([case.case_id, case.status, *(volumes.get(name, "") for name in names), remarks])
+            uids = " ".join(case.series_uids)
+            writer.writerow([case.case_id, uids, case.status, *(volumes.get(name, "") for name in names), remarks])
     return path
 
 

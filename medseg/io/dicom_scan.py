@@ -3,13 +3,16 @@
 import os
 import stat
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from medseg.io.dicom_headers import Header, read_header
 from medseg.io.processes import Limits, Lost, run_apart
 from medseg.types.progress import Progress, Report, silent
 
 FEW = 200  # files that are read sooner than processes start
+_COMMON = "syntax sop_class modality study_uid series_uid frame_uid concatenation_uid description image_type".split()
 _LIMITS = Limits(workers=max(2, min(8, os.cpu_count() or 1)), seconds=60.0, memory_bytes=4 << 30, ahead=32)
 
 
@@ -71,10 +74,35 @@ def scan_headers(
             report(Progress("headers", number, len(files)))
         return found
     results: list[Header | str] = [""] * len(files)
+    seen: dict[Any, Any] = {}
     for number, (index, result) in enumerate(run_apart(_reader, (), files, limits), start=1):
-        results[index] = f"header cannot be read ({result.reason})" if isinstance(result, Lost) else result
+        found = f"header cannot be read ({result.reason})" if isinstance(result, Lost) else result
+        results[index] = found if isinstance(found, str) else _shared(found, files[index], seen)
         report(Progress("headers", number, len(files)))
     return dict(zip(files, results, strict=True))
+
+
+def _shared(header: Header, path: Path, seen: dict[Any, Any]) -> Header:
+    """The header with what it has in common with others held once: a third of the memory of many thousands."""
+
+    def same(value: Any) -> Any:
+        return seen.setdefault(value, value)
+
+    planes = tuple(
+        replace(
+            plane,
+            keys=tuple(same(pair) for pair in plane.keys),
+            orientation=same(plane.orientation),
+            spacing=same(plane.spacing),
+            thickness=same(plane.thickness),
+            between=same(plane.between),
+            slope=same(plane.slope),
+            intercept=same(plane.intercept),
+        )
+        for plane in header.planes
+    )
+    common = {name: same(getattr(header, name)) for name in _COMMON}
+    return replace(header, path=path, planes=planes, pixels=same(header.pixels), **common)
 
 
 def _reader() -> Callable[[Path], Header | str]:
