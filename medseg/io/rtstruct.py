@@ -3,6 +3,7 @@
 import warnings as python_warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pydicom
 from jaxtyping import Bool, Float64
 from pydicom.tag import Tag
 
-from medseg.errors import DicomError, GeometryError
+from medseg.errors import DicomError, GeometryError, MedsegError
 from medseg.io.contours import Polygon, crossing, fill
 from medseg.io.label_names import choose, numbered, paint
 from medseg.io.rtstruct_writer import write_rtstruct
@@ -58,8 +59,7 @@ def read_rtstruct(path: Path, image: Image, labels: Labels | None = None) -> Lab
     warned about. Raises DicomError for files that are no RTSTRUCT, contours of another frame of reference, on images
     that are not among those of `image`, beyond its planes or not parallel to them, and structures without a closed one.
     """
-    with python_warnings.catch_warnings():
-        python_warnings.simplefilter("ignore")  # pydicom's, about values that are not used
+    with _reading(path):
         return _read(path, image, labels)
 
 
@@ -77,12 +77,8 @@ def _read(path: Path, image: Image, labels: Labels | None) -> LabelMap:
     named = _slices_of_images(image)
     if not named:
         warnings.append("the image is not from DICOM; contours are placed by their coordinates alone")
-    masks = []
-    for index, label in chosen:
-        structure = structures[index]
-        contours = _contours(structure, image.geometry, named, path, warnings)
-        _check_frame(structure, contours, image.geometry, path, warnings)
-        masks.append((label, _mask(contours, image.geometry, structure.name, warnings)))
+    found = [(label, _contours(structures[index], image.geometry, named, path, warnings)) for index, label in chosen]
+    masks = ((label, _mask(contours, image.geometry, label.name, warnings)) for label, contours in found)
     array, notes = paint(masks, labels, image.geometry.shape)
     return LabelMap(array, image.geometry, labels, (*warnings, *notes))
 
@@ -92,51 +88,57 @@ def written_masks(path: Path, image: Image, labels: Labels) -> Iterator[Bool[np.
 
     Raises as `read_rtstruct`, and DicomError if there is another number of structures.
     """
-    structures, named = _structures(_open(path), path), _slices_of_images(image)
-    if len(structures) != len(labels.items):
-        raise DicomError(f"holds {len(structures)} of {len(labels.items)} structures", where=path, hint=_AGAIN)
-    for structure in structures:
-        contours = _contours(structure, image.geometry, named, path, [])
-        _check_frame(structure, contours, image.geometry, path, [])
+    with _reading(path):
+        structures, named = _structures(_open(path), path), _slices_of_images(image)
+        if len(structures) != len(labels.items):
+            raise DicomError(f"holds {len(structures)} of {len(labels.items)} structures", where=path, hint=_AGAIN)
+        found = [_contours(structure, image.geometry, named, path, []) for structure in structures]
+    for structure, contours in zip(structures, found, strict=True):
         yield _mask(contours, image.geometry, structure.name, [])
 
 
 def check_rtstruct(path: Path, labels: Labels) -> None:
     """Raise DicomError unless a file that `write_rtstruct` made is whole and has a structure of every label."""
-    ds = _open(path)
-    names = [structure.name for structure in _structures(ds, path)]
-    last = ds.get("ApprovalStatus")  # the last element of such a file
-    if last is None or names != [plain_text(label.name) for label in labels.items]:
-        raise DicomError("is cut off or holds other structures", where=path, hint="write it again")
+    with _reading(path):
+        ds = _open(path)
+        names = [structure.name for structure in _structures(ds, path)]
+        last = ds.get("ApprovalStatus")  # the last element of such a file
+        if last is None or names != [plain_text(label.name) for label in labels.items]:
+            raise DicomError("is cut off or holds other structures", where=path, hint="write it again")
 
 
-def _open(path: Path) -> Any:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what pydicom raises on damaged elements, which it decodes late, into DicomError; silence its warnings."""
     try:
         with python_warnings.catch_warnings():
             python_warnings.simplefilter("ignore")
-            ds = pydicom.dcmread(path, force=True)
-    except Exception as error:  # pydicom raises many kinds on damaged files
-        raise DicomError(f"cannot be read ({type(error).__name__})", where=path, hint=_AGAIN) from error
+            yield
+    except (MedsegError, MemoryError):
+        raise
+    except Exception as error:
+        raise DicomError(f"is damaged ({type(error).__name__})", where=path, hint=_AGAIN) from error
+
+
+def _open(path: Path) -> Any:
+    ds = pydicom.dcmread(path, force=True)
     if ds.get("Modality") != "RTSTRUCT":
         raise DicomError("is no RT Structure Set", where=path, hint="give an RTSTRUCT file")
     return ds
 
 
 def _structures(ds: Any, path: Path) -> list[_Structure]:
-    try:
-        found = {
-            str(roi.ROINumber): _Structure(
-                str(roi.ROINumber), str(roi.get("ROIName") or ""), str(roi.get("ReferencedFrameOfReferenceUID") or "")
-            )
-            for roi in ds.get("StructureSetROISequence") or []
-        }
-        for roi in ds.get("ROIContourSequence") or []:
-            structure = found.get(str(roi.ReferencedROINumber))
-            if structure is None:
-                raise DicomError("has contours of a structure without a name", where=path, hint=_AGAIN)
-            structure.items = [*structure.items, *(roi.get("ContourSequence") or [])]
-    except (AttributeError, TypeError, ValueError) as error:
-        raise DicomError(f"is damaged ({type(error).__name__})", where=path, hint=_AGAIN) from error
+    found = {
+        str(roi.ROINumber): _Structure(
+            str(roi.ROINumber), str(roi.get("ROIName") or ""), str(roi.get("ReferencedFrameOfReferenceUID") or "")
+        )
+        for roi in ds.get("StructureSetROISequence") or []
+    }
+    for roi in ds.get("ROIContourSequence") or []:
+        structure = found.get(str(roi.ReferencedROINumber))
+        if structure is None:
+            raise DicomError("has contours of a structure without a name", where=path, hint=_AGAIN)
+        structure.items = [*structure.items, *(roi.get("ContourSequence") or [])]
     if not found:
         raise DicomError("holds no structure", where=path, hint=_AGAIN)
     return list(found.values())
@@ -186,6 +188,7 @@ def _contours(
         raise DicomError(what, where=path, hint="leave it out of the labels; only closed contours enclose voxels")
     if other:
         warnings.append(f'"{structure.name}": {other} points or open lines are left out')
+    _check_frame(structure, contours, geometry, path, warnings)
     return contours
 
 
