@@ -108,7 +108,9 @@ def _channels(content: Mapping[str, Any], faults: list[Fault]) -> tuple[str, ...
 def _labels(content: Mapping[str, Any], folder: Path, faults: list[Fault]) -> Labels | None:
     table = content.get("labels")
     if isinstance(table, str):
-        return _described(folder / Path(table).name, faults)
+        table = _described(folder / Path(table).name, faults)
+        if table is None:
+            return None
     if not isinstance(table, dict) or not table:
         what = 'has no "labels"' if table is None else "labels are no table of name to value"
         faults.append(error(what, 'add e.g. "labels": {"background": 0, "liver": 1}'))
@@ -132,12 +134,10 @@ def _labels(content: Mapping[str, Any], folder: Path, faults: list[Fault]) -> La
         return None
 
 
-def _described(path: Path, faults: list[Fault]) -> Labels | None:
-    """The labels of an ITK-SNAP label description file beside `dataset.json`."""
+def _described(path: Path, faults: list[Fault]) -> dict[str, Any] | None:
+    """Name to value, from an ITK-SNAP label description file beside `dataset.json`."""
     try:
-        found = read_snap_labels(path)
-        ignore = [label.values[0] for label in found if label.name == "ignore"]
-        return Labels(tuple(label for label in found if label.name != "ignore"), ignore[0] if ignore else None)
+        return _turned({str(label.values[0]): label.name for label in read_snap_labels(path)}, faults)
     except MedsegError as problem:
         faults.append(error(problem.what, problem.hint, file=path.name))
         return None

@@ -377,3 +377,58 @@ def test_results_come_in_order_and_an_error_ends_them():
     ]
     with pytest.raises(ZeroDivisionError):
         list(in_order(lambda c: 1 // (3 - int(c.id)), cases, workers=2))
+
+
+def test_labels_with_names_lie_as_files_or_alone_in_folders(tmp_path):
+    folder = describe(tmp_path / "d", file_ending=None)
+    names = ["a.dcm", "b.seg.dcm", "c.rtstruct.dcm", "d.seg.nrrd", "e/IM0001.dcm", "f/from Slicer.seg.nrrd"]
+    touch(folder, *(f"imagesTr/{case}_0000/{i}.dcm" for case in "abcdef" for i in range(2)))
+    touch(folder, *(f"labelsTr/{name}" for name in names))
+    dataset, faults = survey(folder)
+    assert faults == ()
+    assert {case.id: case.label for case in dataset.cases} == {n[0]: folder / "labelsTr" / n for n in names}
+
+
+@pytest.mark.parametrize("ending", [".dcm", ".nrrd", ".nii.gz"])
+def test_named_labels_beside_any_image_format(tmp_path, ending):
+    folder = describe(tmp_path / "d", file_ending=ending)
+    touch(folder, f"imagesTr/a_0000{ending}", "labelsTr/a.seg.nrrd", f"imagesTr/b_0000{ending}", "labelsTr/b.dcm")
+    dataset, faults = survey(folder)
+    assert faults == () and [case.id for case in dataset.cases] == ["a", "b"]
+
+
+def test_a_folder_of_several_files_is_no_label(tmp_path):
+    folder = describe(tmp_path / "d")
+    touch(folder, "imagesTr/a_0000/1.dcm", "labelsTr/a/1.dcm", "labelsTr/a/2.dcm")
+    assert any("labelsTr/a" in fault for fault in faults_of(folder, "warning"))
+    assert any("label map is missing" in fault for fault in faults_of(folder, "error"))
+
+
+def test_listed_labels_with_names(tmp_path):
+    rows = [{"image": "scans/7", "label": "./drawn/p7.seg.nrrd"}, {"image": "scans/8", "label": "drawn/p8"}]
+    folder = describe(tmp_path / "d", training=rows, numTraining=2)
+    touch(folder, "scans/7/1.dcm", "scans/8/1.dcm", "drawn/p7.seg.nrrd", "drawn/p8/rs.dcm")
+    cases = {case.id: case for case in read_dataset(folder).cases}
+    assert cases["p7"].label == folder / "drawn/p7.seg.nrrd"
+    assert cases["p8"].label == folder / "drawn/p8/rs.dcm" and cases["p8"].images == (folder / "scans/8",)
+
+
+def test_labels_described_by_itk_snap(tmp_path):
+    folder = describe(tmp_path / "d", labels="labels.txt")
+    touch(folder, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    (folder / "labels.txt").write_text(
+        '# ITK-SnAP\n 0 0 0 0 0 0 0 "Clear Label"\n 7 255 0 0 1 1 1 "tumour"\n 2 0 255 0 1 1 1 "organ"\n'
+        '9 1 1 1 1 1 1 "ignore"\n',
+        encoding="utf-8",
+    )
+    labels = read_dataset(folder).labels
+    assert labels == Labels((Label("organ", (2,)), Label("tumour", (7,))), ignore=9)
+    (folder / "labels.txt").write_text('1 0 0 0 1 1 1 "a"\n2 0 0 0 1 1 1 "a"\n', encoding="utf-8")
+    with pytest.raises(DatasetError, match='"a" is used twice'):
+        read_dataset(folder)
+    (folder / "labels.txt").write_text("tumour = 7\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match="line 1 is no label description"):
+        read_dataset(folder)
+    describe(folder, labels="../outside.txt")
+    with pytest.raises(DatasetError, match=r"outside.txt: cannot be opened"):
+        read_dataset(folder)
