@@ -76,8 +76,8 @@ def scan_headers(
     results: list[Header | str] = [""] * len(files)
     seen: dict[Any, Any] = {}
     for number, (index, result) in enumerate(run_apart(_reader, (), files, limits), start=1):
-        found = f"header cannot be read ({result.reason})" if isinstance(result, Lost) else result
-        results[index] = found if isinstance(found, str) else _shared(found, files[index], seen)
+        told = f"header cannot be read ({result.reason})" if isinstance(result, Lost) else result
+        results[index] = told if isinstance(told, str) else _shared(told, files[index], seen)
         report(Progress("headers", number, len(files)))
     return dict(zip(files, results, strict=True))
 

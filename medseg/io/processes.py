@@ -23,7 +23,8 @@ R = TypeVar("R")
 
 # Threads of numerical libraries are fixed when these are first imported; pickles come from the parent alone.
 _START = (
-    "import os, pickle, sys; os.environ.update(OMP_NUM_THREADS=sys.argv[1], OPENBLAS_NUM_THREADS=sys.argv[1]); "
+    "import os, pickle, sys; "
+    "[os.environ.setdefault(name, sys.argv[1]) for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS')]; "
     "requests = sys.stdin.buffer; sys.path[:] = pickle.load(requests); "
     "from medseg.io.processes import serve; serve(requests)"
 )

@@ -268,7 +268,8 @@ def _refused_lines(
     for (_, reason), paths in grouped.items():
         first = paths[0]
         name = str(first) if keep_identifiers else masked(first, root_of(first))
-        name = first.name if first in given else name
+        if first in given:
+            name = first.name if keep_identifiers or is_image(first) else f"input {given.index(first) + 1} ({name})"
         text = reason if len(paths) == 1 else f"{len(paths)} files: {reason}"
         if first in given or not _is_set_aside(first, reason):
             lines.append(CaseReport(name, "failed", 0.0, error=f"{name}: {text}"))

@@ -151,7 +151,7 @@ def test_an_archive_is_predicted_as_its_folder(bundle, tmp_path):
     for (name,) in good.values():
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     (failed,) = [case for case in report.cases if case.status == "failed"]
-    assert failed.case_id == "bad.zip" and "cannot be unpacked" in failed.error
+    assert failed.case_id == "input 2 (*.zip)" and "cannot be unpacked" in failed.error
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
         archive.writestr("../../evil.nii.gz", b"x")
     (evil,) = run(bundle, [tmp_path / "evil.zip"], tmp_path / "three").cases
