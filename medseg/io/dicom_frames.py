@@ -95,6 +95,11 @@ def _is_padding(header: Header, need: int, held: int) -> bool:
         return not any(_read(file, (header.pixels.offset + need, held - need), header.path))
 
 
+def is_plain(header: Header) -> bool:
+    """Whether stored values keep all their allocated bits: native and run-length files."""
+    return _is_native(header) or header.syntax == RLELossless
+
+
 def _is_native(header: Header) -> bool:
     return header.syntax in _NATIVE
 
@@ -104,7 +109,7 @@ def _check_layout(header: Header) -> None:
     allowed = {"int": (8, 16, 32), "float": (32,), "double": (64,)}[pixels.form]
     if pixels.allocated not in allowed:
         raise DicomError(f"{tag_name('BitsAllocated')} is {pixels.allocated}", where=path, hint="not supported")
-    aligned = _is_native(header) or header.syntax == RLELossless or pixels.stored == pixels.high + 1
+    aligned = is_plain(header) or pixels.stored == pixels.high + 1
     fits = 1 <= pixels.stored <= pixels.allocated and pixels.stored <= pixels.high + 1 <= pixels.allocated
     if not fits or not aligned:
         raise DicomError(

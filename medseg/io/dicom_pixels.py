@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from medseg.errors import DicomError
-from medseg.io.dicom_frames import check_frames, stored_frame
+from medseg.io.dicom_frames import check_frames, is_plain, stored_frame
 from medseg.io.dicom_headers import Pixels, Slice
 from medseg.io.dicom_planes import Plane
 from medseg.io.dicom_values import tag_name
@@ -33,17 +33,26 @@ def read_volume(slices: Sequence[Slice]) -> tuple[Shaped[np.ndarray, "c z y x"],
     masked, rounded = 0, False
     for index, one in enumerate(slices):
         stored, dirty = _masked(stored_frame(one.header, one.plane.frame), one.header.pixels)
+        if dirty and not is_plain(one.header):
+            raise DicomError(f"decodes to values beyond {tag_name('BitsStored')}", where=one.name, hint=_AGAIN)
         masked += dirty
         planes = _scaled(stored, one)
         fits = planes.dtype == np.int16 or (
             planes.dtype.kind in "iu" and planes.min() >= _INT16.min and planes.max() <= _INT16.max
         )
         if volume.dtype == np.int16 and not fits:
-            volume = volume.astype(np.float32)
+            volume = _as_float(volume, index)
         if not fits and planes.dtype.kind in "iu":
             rounded |= bool(max(-int(planes.min()), int(planes.max())) > _EXACT)
         volume[:, index] = planes
     return volume, _warnings(slices, masked, rounded)
+
+
+def _as_float(volume: Shaped[np.ndarray, "c z y x"], filled: int) -> Shaped[np.ndarray, "c z y x"]:
+    """The volume in single precision; planes from `filled` on hold nothing yet and are not touched."""
+    wider = np.empty(volume.shape, dtype=np.float32)
+    wider[:, :filled] = volume[:, :filled]
+    return wider
 
 
 def same_pixels(one: Slice, other: Slice) -> bool:

@@ -70,12 +70,17 @@ def group_headers(headers: Sequence[Header]) -> tuple[tuple[Series, ...], dict[P
 
 
 def choose_volume(found: Sequence[Series]) -> tuple[tuple[Series, ...], tuple[str, ...]]:
-    """The one volume among panoramas and other projections, with a note on those; else everything as it is."""
-    volumes = tuple(series for series in found if series.kind != "projection")
-    aside = [series.summary for series in found if series.kind == "projection"]
+    """The one volume among panoramas and other images without a place, with a note on those; else all as they are."""
+    volumes = tuple(series for series in found if not _is_unplaced(series))
+    aside = [series.summary for series in found if _is_unplaced(series)]
     if len(volumes) != 1 or not aside:
         return tuple(found), ()
-    return volumes, (f"projection images lie beside the volume and are left out ({'; '.join(aside[:3])})",)
+    return volumes, (f"images without a position in the patient are left out ({'; '.join(aside[:3])})",)
+
+
+def _is_unplaced(series: Series) -> bool:
+    lost = series.kind == "volume" and not any(one.plane.position for one in series.slices)
+    return series.kind == "projection" or lost
 
 
 def series_layout(series: Series) -> Layout:

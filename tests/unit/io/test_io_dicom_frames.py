@@ -23,6 +23,7 @@ from medseg.errors import DicomError
 from medseg.io import dicom_frames
 from medseg.io.dicom_frames import check_frames, stored_frame
 from medseg.io.dicom_headers import read_header
+from medseg.io.images import read_image
 from tests.dicom_slices import ORIGIN, stored, write_slice
 
 # (arange(120).reshape(12, 10) * 31) % 4096 as unsigned and, less 2000, as signed 16 bits, written by OpenJPH 0.26
@@ -289,6 +290,13 @@ def test_deflated_and_float_pixels(tmp_path):
 def test_layouts_that_make_no_volume_name_the_tag(tmp_path, change, words):
     with pytest.raises(DicomError, match=words):
         check_frames(read_header(write_slice(tmp_path / "a.dcm", stored()[0], ORIGIN, **change)))
+
+
+def test_a_stream_deeper_than_its_header_is_refused(tmp_path):
+    code, syntax = packed(tmp_path, stored(1, 0, 60000, np.uint16)[0], "JPEG2000")
+    path = write_packed(tmp_path / "a.dcm", [code], syntax, (9, 11), BitsStored=12, HighBit=11)
+    with pytest.raises(DicomError, match="decodes to values beyond BitsStored"):
+        read_image([path])
 
 
 def test_a_compressed_value_has_no_place_above_its_high_bit(tmp_path):

@@ -136,11 +136,20 @@ def test_projections_and_screen_shots_beside_a_volume(tmp_path):
     write_slice(tmp_path / "s.dcm", stored()[0], ORIGIN, **shot, **lost)
     image = read_image([tmp_path])
     assert image.array.shape == (1, 6, 9, 11)
-    assert any("projection images lie beside" in warning for warning in image.warnings)
+    assert any("without a position in the patient are left out (PX" in warning for warning in image.warnings)
     assert any("screen shot" in warning for warning in image.warnings)
     flat = read_image([panorama])
     assert flat.geometry.spacing_mm == (1.0, 0.1, 0.2)
     assert any("not corrected for magnification" in warning for warning in flat.warnings)
+
+
+def test_a_protocol_page_beside_a_volume(tmp_path):
+    write_series(tmp_path / "a")
+    lost = {"ImagePositionPatient": None, "ImageOrientationPatient": None, "SeriesInstanceUID": generate_uid()}
+    write_slice(tmp_path / "page.dcm", stored()[0], ORIGIN, **lost)
+    image = read_image([tmp_path])
+    assert image.array.shape == (1, 6, 9, 11)
+    assert any("without a position" in warning for warning in image.warnings)
 
 
 def test_detector_spacing_is_no_spacing_of_a_volume(tmp_path):
