@@ -354,3 +354,59 @@ def test_damaged_files_are_errors_never_crashes(axial, tmp_path):
         except MedsegError:
             refused += 1
     assert refused > 20
+
+
+def test_contours_on_a_tilted_gantry(tmp_path):
+    """The reader straightens the stack; contours drawn on that still lie on the source planes, in mm."""
+    write_dicom(tmp_path / "ct", np.zeros(SHAPE), grid(SHAPE))
+    for file in (tmp_path / "ct").iterdir():
+        ds = pydicom.dcmread(file)
+        x, y, z = ds.ImagePositionPatient
+        ds.ImagePositionPatient = [x, y + 0.25 * (z - 101.25), z]
+        ds.save_as(file)
+    image = read_image([tmp_path / "ct"])
+    assert image.geometry.shape[1] > SHAPE[1] and "tilt" in image.warnings[0]
+    array = np.zeros(image.geometry.shape, np.uint8)
+    array[1:5, 8:20, 5:15] = 1
+    ds = written(image, tmp_path / "rs.dcm", array, Labels((Label("a", (1,)),)))
+    assert np.array_equal(read_rtstruct(tmp_path / "rs.dcm", image).array, array)
+    places = {h.SOPInstanceUID: h.ImagePositionPatient for h in map(pydicom.dcmread, image.source.files)}
+    for contour in contours(ds):
+        named = places[contour.ContourImageSequence[0].ReferencedSOPInstanceUID]
+        assert np.allclose(np.array(contour.ContourData, float)[2::3], float(named[2]), atol=1e-3)
+
+
+def test_contours_on_a_multi_frame_image_name_their_frame(tmp_path):
+    def group(keyword, **values):
+        outer, inner = pydicom.dataset.Dataset(), pydicom.dataset.Dataset()
+        for name, value in values.items():
+            setattr(inner, name, value)
+        setattr(outer, keyword, [inner])
+        return outer
+
+    write_dicom(tmp_path / "ct", np.arange(np.prod(SHAPE)).reshape(SHAPE) % 900, grid(SHAPE))
+    single = [pydicom.dcmread(file) for file in sorted((tmp_path / "ct").iterdir())]
+    ds = pydicom.dcmread(single[0].filename)
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
+    ds.NumberOfFrames = len(single)
+    shared = group("PixelMeasuresSequence", PixelSpacing=ds.PixelSpacing, SliceThickness=2.5)
+    shared.update(group("PlaneOrientationSequence", ImageOrientationPatient=ds.ImageOrientationPatient))
+    scale = {"RescaleSlope": 1, "RescaleIntercept": 0, "RescaleType": "HU"}
+    shared.update(group("PixelValueTransformationSequence", **scale))
+    ds.SharedFunctionalGroupsSequence = [shared]
+    ds.PerFrameFunctionalGroupsSequence = [
+        group("PlanePositionSequence", ImagePositionPatient=one.ImagePositionPatient) for one in single
+    ]
+    ds.PixelData = b"".join(one.PixelData for one in single)
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope"):
+        delattr(ds, keyword)
+    del ds.RescaleIntercept
+    ds.save_as(tmp_path / "frames.dcm")
+    image = read_image([tmp_path / "frames.dcm"])
+    assert image.geometry.shape == SHAPE
+    made = written(image, tmp_path / "out" / "rs.dcm")
+    assert np.array_equal(read_rtstruct(tmp_path / "out" / "rs.dcm", image, BONES).array, shapes())
+    for contour in contours(made):
+        (named,) = contour.ContourImageSequence
+        position = single[named.ReferencedFrameNumber - 1].ImagePositionPatient
+        assert np.allclose(np.array(contour.ContourData, float)[2::3], float(position[2]), atol=1e-3)
