@@ -106,6 +106,8 @@ def _is_native(header: Header) -> bool:
 
 def _check_layout(header: Header) -> None:
     pixels, path = header.pixels, header.path
+    if not pixels.form:
+        raise DicomError("holds no pixels; it is cut short or a header alone", where=path, hint="copy the file again")
     allowed = {"int": (8, 16, 32), "float": (32,), "double": (64,)}[pixels.form]
     if pixels.allocated not in allowed:
         raise DicomError(f"{tag_name('BitsAllocated')} is {pixels.allocated}", where=path, hint="not supported")

@@ -222,8 +222,11 @@ def _pixels(data: Any, opened: DataSet) -> Pixels | str:
     if rows < 0 or columns < 0:
         return "size of the image is no number"
     head = opened.file.read(12)
-    if rows == 0 or columns == 0 or head[:4] not in _FORMS:
+    form = _FORMS.get(head[:4], "") if len(head) == 12 else ""
+    if rows == 0 or columns == 0 or not (form or text(places, "SeriesInstanceUID")):
         return "holds no pixels"
+    if not form:  # a slice that lost its pixels: its series must not go on without it
+        head = b"\0" * 12
     long = not opened.implicit and head[4:6] in _LONG_VR
     short = not opened.implicit and not long
     field = head[8:12] if long else head[6:8] if short else head[4:8]
@@ -240,7 +243,7 @@ def _pixels(data: Any, opened: DataSet) -> Pixels | str:
         stored,
         whole(places, "HighBit", stored - 1),
         whole(places, "PixelRepresentation", 0) == 1,
-        _FORMS[head[:4]],
+        form,
         opened.file.tell() - (0 if long else 4),
         -1 if length == _UNDEFINED else length,
         any(whole(places, tag, 0) for tag in _OVERLAYS),

@@ -25,9 +25,7 @@ def read_volume(slices: Sequence[Slice]) -> tuple[Shaped[np.ndarray, "c z y x"],
     areas stay as stored. Colours come as three channels. Nothing is allocated before every file has been found long
     enough for it. Raises DicomError naming the file.
     """
-    _check_scale(slices)
-    for header in dict.fromkeys(one.header for one in slices):
-        check_frames(header)
+    check_volume(slices)
     first = slices[0].header.pixels
     volume = np.empty((first.samples, len(slices), first.rows, first.columns), dtype=np.int16)
     masked, rounded = 0, False
@@ -46,6 +44,13 @@ def read_volume(slices: Sequence[Slice]) -> tuple[Shaped[np.ndarray, "c z y x"],
             rounded |= bool(max(-int(planes.min()), int(planes.max())) > _EXACT)
         volume[:, index] = planes
     return volume, _warnings(slices, masked, rounded)
+
+
+def check_volume(slices: Sequence[Slice]) -> None:
+    """Raise DicomError for what can be known to fail before any pixel is decoded: scales, layouts, lengths of files."""
+    _check_scale(slices)
+    for header in {id(one.header): one.header for one in slices}.values():
+        check_frames(header)
 
 
 def _as_float(volume: Shaped[np.ndarray, "c z y x"], filled: int) -> Shaped[np.ndarray, "c z y x"]:

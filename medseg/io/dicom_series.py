@@ -9,7 +9,7 @@ from medseg.io.dicom_groups import along_normal, group_slices, unplaced
 from medseg.io.dicom_headers import Header, Slice, read_header
 from medseg.io.dicom_kinds import Kind
 from medseg.io.dicom_layout import Layout, lay_out
-from medseg.io.dicom_pixels import read_volume, same_pixels
+from medseg.io.dicom_pixels import check_volume, read_volume, same_pixels
 from medseg.io.dicom_tilt import unshear
 from medseg.io.dicom_us import open_cine, read_ultrasound
 from medseg.io.dicom_values import tag_name
@@ -84,16 +84,18 @@ def _is_unplaced(series: Series) -> bool:
 
 
 def series_layout(series: Series) -> Layout:
-    """The grid a series would be read on, its planes in array order; no pixels are read.
+    """The grid a series would be read on, its planes in array order; no pixels are decoded.
 
-    Raises DicomError as `read_series` does, but for faults of the pixels.
+    Raises DicomError as `read_series` does, but for code streams that do not decode and copies that differ.
     """
     if not series.files:
         raise DicomError("series without files", where=series.uid, hint="give at least one file")
     if _is_flat_ultrasound(series):
         cine = open_cine(series.files[0])
         return Layout(series.slices, cine.geometry, (0.0, 0.0), (), cine.warnings)
-    return lay_out(_slices(series))
+    layout = lay_out(_slices(series))
+    check_volume(layout.slices)
+    return layout
 
 
 def check_copies(layout: Layout) -> None:

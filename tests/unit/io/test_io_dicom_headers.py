@@ -108,7 +108,7 @@ def test_absurdly_nested_sequences_are_a_reason_and_no_crash(tmp_path):
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "mosaic"),
         ({"Rows": None}, "no pixels"),
-        ({"PixelData": None}, "no pixels"),
+        ({"PixelData": None, "SeriesInstanceUID": None}, "no pixels"),
     ],
 )
 def test_other_objects_are_called_by_their_name(tmp_path, change, words):

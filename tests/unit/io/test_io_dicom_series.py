@@ -8,7 +8,7 @@ from pydicom.uid import generate_uid
 from scipy.ndimage import map_coordinates
 
 from medseg.errors import DicomError
-from medseg.io.dicom_series import Series, find_series, group_files, read_series
+from medseg.io.dicom_series import Series, find_series, group_files, read_series, series_layout
 from medseg.io.images import read_image
 from tests.dicom_slices import AXIAL, FRAME, OBLIQUE, ORIGIN, UID, stored, write_series, write_slice
 
@@ -267,6 +267,25 @@ def test_truncated_pixels_name_the_file(tmp_path, compress):
     with pytest.raises(DicomError, match=r"Bild ü 2\.dcm") as caught:
         read_image([folder])
     assert caught.value.hint
+
+
+def test_a_slice_without_its_pixels_is_not_left_out_in_silence(tmp_path):
+    """It lies at the end of the stack, where no gap would tell."""
+    write_series(tmp_path)
+    write_slice(tmp_path / "last.dcm", stored()[0], ORIGIN + [0, 0, 15], PixelData=None)
+    with pytest.raises(DicomError, match=r"last\.dcm: holds no pixels"):
+        read_image([tmp_path])
+
+
+def test_a_layout_tells_what_cannot_be_read_before_it_is_read(tmp_path):
+    folder, affine = write_series(tmp_path)
+    (series,), _ = find_series(folder)
+    np.testing.assert_allclose(series_layout(series).geometry.affine(), affine, atol=1e-5)
+    broken = folder / "Bild ü 2.dcm"
+    broken.write_bytes(broken.read_bytes()[:-100])
+    (series,), _ = find_series(folder)
+    with pytest.raises(DicomError, match=r"2\.dcm: pixel data are truncated"):
+        series_layout(series)
 
 
 def test_colours_are_channels_or_become_grey(tmp_path):
