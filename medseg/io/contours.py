@@ -1,7 +1,7 @@
 """Outlines of a mask as closed polygons, and polygons filled back into a mask, in pixel coordinates (x, y).
 
-Pixel centres lie at whole numbers. Outlines run halfway between an inner and an outer pixel centre, so that filling
-them gives the same pixels back. An outer line encloses half a pixel less than there are pixels, and so does a hole's.
+Pixel centres lie at whole numbers. Outlines run 0.49 of a pixel outside of the last inner pixel centre, so that filling
+them gives the same pixels back, also to readers that round to the nearest pixel.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,17 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 Polygon = Float64[np.ndarray, "_ 2"]
+_LEVEL = 0.51  # outlines lie 0.49 of a pixel outside of the last inner centre
 _AT_ONCE = 1 << 20  # crossings of edges and pixel rows that are worked on together
 
 
 def outlines(mask: Bool[np.ndarray, "y x"]) -> tuple[Polygon, ...]:
-    """One closed polygon per connected part, points (x, y), the first not repeated, none on a line between others.
+    """One closed polygon per 4-connected part, points (x, y), the first not repeated, none on a line between others.
 
     A hole is joined to its outer line by a channel of no width (keyhole), which runs between two rows of pixels.
 
-    >>> outlines(np.eye(1, dtype=bool))[0].tolist()
-    [[-0.5, 0.0], [0.0, -0.5], [0.5, 0.0], [0.0, 0.5]]
+    >>> outlines(np.eye(1, dtype=bool))[0].round(9).tolist()
+    [[-0.49, 0.0], [0.0, -0.49], [0.49, 0.0], [0.0, 0.49]]
     """
     from contourpy import FillType, contour_generator
 
@@ -31,7 +32,7 @@ def outlines(mask: Bool[np.ndarray, "y x"]) -> tuple[Polygon, ...]:
     part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     padded = np.pad(part, 1).astype(np.float64)
     generator = contour_generator(z=padded, fill_type=FillType.OuterOffset, name="serial")
-    found, starts = cast(tuple[list[Polygon], list[Int64[np.ndarray, " m"]]], generator.filled(0.5, 2.0))
+    found, starts = cast(tuple[list[Polygon], list[Int64[np.ndarray, " m"]]], generator.filled(_LEVEL, 2.0))
     shift = np.array([columns[0] - 1, rows[0] - 1])
     polygons = []
     for points, offsets in zip(found, starts, strict=True):
@@ -129,7 +130,7 @@ def _corners(ring: Polygon) -> Polygon:
     """A ring without its repeated last point and without points on a straight line."""
     ring = ring[:-1]
     before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
-    turning: Bool[np.ndarray, " n"] = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
+    turning: Bool[np.ndarray, " n"] = np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) > 1e-9
     kept: Polygon = ring[turning]
     return kept
 

@@ -34,8 +34,8 @@ _TYPES = {"gtv": "GTV", "ctv": "CTV", "ptv": "PTV", "itv": "CTV", "external": "E
 def write_rtstruct(labels: LabelMap, image: Image, path: Path) -> None:
     """Write one ROI per class as closed contours in LPS mm on the planes of the DICOM images behind `image`.
 
-    A class with several values is the union of them. Contours run halfway between inner and outer voxel centres;
-    holes are joined by keyholes. Coordinates are rounded to 0.0001 mm. Patient and study are those of the source.
+    A class with several values is the union of them. Contours run 0.49 of a voxel beyond the outermost centres; holes
+    are joined by keyholes. Coordinates are rounded to 0.0001 mm. Patient and study are those of the source.
     Raises GeometryError if the grids differ, DicomError if `image` was not read from DICOM, states no frame of
     reference or has slices that lie on no source image.
     """

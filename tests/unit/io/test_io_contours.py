@@ -40,12 +40,26 @@ def test_each_outline_alone_is_one_part_for_a_reader_that_knows_no_holes(seed):
     assert np.array_equal(union, mask)
 
 
-def test_area_is_half_a_pixel_less_and_a_hole_gives_it_back():
+def test_area_is_known():
+    """0.49 of a pixel beyond the outermost centres, and corners cut."""
     square = np.pad(np.ones((9, 12), bool), 3)
+    (outer,) = outlines(square)
+    corners = 4 * 0.49**2 / 2
+    assert area(outer) == pytest.approx((8 + 2 * 0.49) * (11 + 2 * 0.49) - corners)
     ring = square.copy()
     ring[6:9, 6:10] = False
-    assert [area(p) for p in outlines(square)] == [9 * 12 - 0.5]
-    assert [area(p) for p in outlines(ring)] == [9 * 12 - 12]
+    hole = (2 + 2 * 0.51) * (3 + 2 * 0.51) - 4 * 0.51**2 / 2
+    assert area(outlines(ring)[0]) == pytest.approx(area(outer) - hole)
+
+
+@given(st.integers(0, 10**6))
+def test_points_round_to_pixels_of_the_mask(seed):
+    """But for the outer end of a keyhole, which may lie anywhere on an outline."""
+    mask = blobs(seed)
+    if ndimage.label(~np.pad(mask, 1), np.ones((3, 3)))[1] == 1:  # no hole
+        for polygon in outlines(mask):
+            x, y = np.rint(polygon).astype(int).T
+            assert mask[y, x].all()
 
 
 def test_lines_have_no_points_in_between():
