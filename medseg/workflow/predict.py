@@ -38,6 +38,7 @@ __all__ = ["Model", "PredictOptions", "load_model", "predict_folder", "predict_i
 REPORT = journal.REPORT
 _DEFAULT = PredictOptions()
 Lines = Generator[tuple[int, CaseReport], None, None]  # with the index of the job
+_ASIDE = ("no image", "no part of a volume", "localizer", "index of files", "screen shot", "holds no pixels")
 _FEW = 16  # cases that are predicted sooner than a process starts
 
 
@@ -279,7 +280,7 @@ def _refused_lines(
 
 
 def _is_set_aside(path: Path, reason: str) -> bool:
-    """Whether a refused file is no scan: a text, a DICOM report, a scout."""
-    if "no image" in reason or "no part of a volume" in reason:
+    """Whether a refused file is no scan: a text, a DICOM report, a scout, an index, a screen shot."""
+    if any(words in reason for words in _ASIDE):
         return True
     return path.is_file() and not (is_image(path) or is_dicom(path) or "archive" in reason)

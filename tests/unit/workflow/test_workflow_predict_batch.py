@@ -106,6 +106,7 @@ def test_every_series_of_a_tree_is_a_line_and_no_patient_is_named(bundle, tmp_pa
     cut = sorted((tree / "HUBER" / "cut").iterdir())[0]
     cut.write_bytes(cut.read_bytes()[:-40])
     write_study(tree / "HUBER" / "sr", 4, series="1.2.5", Modality="SR")
+    write_study(tree / "HUBER" / "scout", 4, series="1.2.6", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     (tree / "HUBER" / "Brief an Meier.pdf").write_bytes(b"%PDF")
     (tree / "HUBER" / "gap" / "Huber.dcm").write_bytes(b"junk")
     out = tmp_path / "out"
@@ -121,6 +122,7 @@ def test_every_series_of_a_tree_is_a_line_and_no_patient_is_named(bundle, tmp_pa
     assert sorted((case.status, case.case_id) for case in others) == [
         ("failed", "*/*/*.dcm"),
         ("skipped", "*/*.pdf"),
+        ("skipped", "*/*/*.dcm"),
         ("skipped", "*/*/*.dcm"),
     ]
     assert any("6 files: is a structured report" in case.warnings[0] for case in others if case.warnings)
