@@ -173,12 +173,15 @@ def _read(file: BinaryIO, span: Span, path: Path) -> bytes:
 def _spans(header: Header) -> tuple[tuple[Span, ...], ...]:
     offset, length = header.pixels.offset, header.pixels.length
     end = header.bytes if length < 0 else min(offset + length, header.bytes)
-    return _frame_spans(header.path, offset, header.frames, end)
+    return _frame_spans(header.path, offset, header.frames, end, header.path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=4)
-def _frame_spans(path: Path, offset: int, frames: int, end: int) -> tuple[tuple[Span, ...], ...]:
-    """Where the fragments of every frame lie. Raises DicomError where that cannot be told."""
+def _frame_spans(path: Path, offset: int, frames: int, end: int, changed: int) -> tuple[tuple[Span, ...], ...]:
+    """Where the fragments of every frame lie, for a file as it was when last changed.
+
+    Raises DicomError where that cannot be told.
+    """
     with path.open("rb") as file:
         table, fragments = _fragments(file, offset, end, path)
         if frames == 1:
