@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Shaped
 
 import medseg
 from medseg.errors import DicomError
@@ -169,7 +170,7 @@ def segment_descriptions(highdicom: Any, labels: Labels, made_by: Provenance) ->
 
 
 def _code(highdicom: Any, code: Code) -> Any:
-    return highdicom.sr.CodedConcept(plain_text(code.value, 16), plain_text(code.scheme, 16), plain_text(code.meaning))
+    return highdicom.sr.CodedConcept(plain_text(code.value, 256), plain_text(code.scheme, 16), plain_text(code.meaning))
 
 
 class Stack:
@@ -189,33 +190,45 @@ class Stack:
                 self._table[list(item.stored), number] = 1
             else:
                 self._table[list(item.stored)] = number + 1
-        classes = (len(items),) if one_per_class else ()
-        self.shape = (len(planes), *labels.array.shape[1:], *classes)
+        self.shape = (len(planes), *labels.array.shape[1:], *self._table.shape[1:])
         self.ndim = len(self.shape)
 
-    def __len__(self) -> int:
-        return len(self._planes)
+    def __getitem__(self, index: int) -> "np.ndarray | Masks":
+        values = self._array[self._planes[index]]
+        return Masks(values, self._table) if self.ndim == 4 else self._table[values]
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        plane: np.ndarray = self._table[self._array[self._planes[index]]]
-        return plane
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[index] for index in range(len(self)))
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.stack(list(self)).astype(dtype or self.dtype)
+    def __iter__(self) -> Iterator["np.ndarray | Masks"]:
+        return (self[index] for index in range(len(self._planes)))
 
     def max(self) -> int:
-        """The largest value that any slice may hold."""
+        """The largest entry there may be."""
         return int(self._table.max())
 
     def sum(self, axis: int) -> np.ndarray:
         """Per slice, the largest number of classes in one voxel: enough to see whether any overlap."""
-        return np.array([plane.sum(axis=axis, dtype=np.uint16).max() for plane in self])
+        count = self._table.sum(axis=axis, dtype=np.uint16)
+        return np.array([count[self._array[z]].max() for z in self._planes])
 
     def astype(self, dtype: Any) -> "Stack":
         """The same with entries of another type."""
         self.dtype = np.dtype(dtype)
         self._table = self._table.astype(dtype)
         return self
+
+
+class Masks:
+    """One slice of a `Stack` with an axis of classes, of which one is made at a time."""
+
+    ndim = 3
+
+    def __init__(self, values: Shaped[np.ndarray, "y x"], table: Shaped[np.ndarray, "v k"]) -> None:
+        self._values, self._table, self.dtype = values, table, table.dtype
+
+    def __getitem__(self, key: tuple[slice, slice, int]) -> np.ndarray:
+        mask: np.ndarray = self._table[:, key[2]][self._values]
+        return mask
+
+    def any(self, **options: Any) -> bool:
+        """Whether any class is there."""
+        shown: np.ndarray = self._table.max(axis=1)
+        return bool(shown[self._values].any())

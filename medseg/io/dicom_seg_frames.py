@@ -24,6 +24,7 @@ from medseg.types.labels import Code
 _CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 _LARGEST = 1 << 26  # pixels of one frame; nothing real comes near
 _UNDEFINED = 0xFFFFFFFF
+_SURE, _RATIO = 1 << 26, 1000  # bytes of compressed frames: no more than this, or this many times the file
 _AGAIN = "export the segmentation again"
 
 
@@ -90,7 +91,9 @@ def open_seg(path: Path) -> SegFile:
             return _described(path, data, opened.syntax, offset, length)
     except (InvalidDicomError, struct.error) as error:
         raise DicomError("is not a DICOM file with pixels", where=path, hint=_AGAIN) from error
-    except (AttributeError, TypeError, ValueError, IndexError, KeyError) as error:
+    except (DicomError, OSError):
+        raise
+    except Exception as error:  # pydicom raises many kinds on damaged files
         raise DicomError(f"lacks what a segmentation must say ({error})", where=path, hint=_AGAIN) from error
 
 
@@ -158,13 +161,18 @@ def _described(path: Path, data: Any, syntax: str, offset: int, length: int) -> 
         or not 0 < shape[0] * shape[1] <= _LARGEST
     ):
         raise DicomError(f"is of kind {kind} with {bits} bits and {shape} pixels", where=path, hint=_AGAIN)
-    if len(groups) != count or (length >= 0 and length * 8 < count * shape[0] * shape[1] * bits):
+    if not UID(syntax).is_transfer_syntax:
+        raise DicomError("names no transfer syntax", where=path, hint=_AGAIN)
+    most = length if length >= 0 else max(_SURE, _RATIO * path.stat().st_size)
+    if len(groups) != count or most * 8 < count * shape[0] * shape[1] * bits:
         raise DicomError(f"does not hold the {count} frames it announces", where=path, hint=_AGAIN)
     shared = (data.get("SharedFunctionalGroupsSequence") or [{}])[0]
     in_patient = bool(data.get("FrameOfReferenceUID"))
     frames = tuple(_frame(i, own, shared, kind, in_patient) for i, own in enumerate(groups))
     segments = tuple(_segment(item) for item in data.SegmentSequence)
     known = {number for number, _, _ in segments}
+    if not known - {0} or len(known) < len(segments) or not 0 <= min(known) <= max(known) < 1 << 16 or not frames:
+        raise DicomError("has no frames or no segments with numbers of their own", where=path, hint=_AGAIN)
     if kind != "LABELMAP" and {frame.segment for frame in frames} - known:
         raise DicomError("has frames of segments that it does not describe", where=path, hint=_AGAIN)
     series = data.get("ReferencedSeriesSequence") or []
@@ -187,9 +195,10 @@ def _described(path: Path, data: Any, syntax: str, offset: int, length: int) -> 
 def _segment(item: Any) -> tuple[int, str, Code | None]:
     found = item.get("SegmentedPropertyTypeCodeSequence")
     code = None
-    if found and found[0].get("CodeValue"):
-        kind = found[0]
-        code = Code(str(kind.get("CodingSchemeDesignator", "")), str(kind.CodeValue), str(kind.get("CodeMeaning", "")))
+    value = (found and (found[0].get("CodeValue") or found[0].get("LongCodeValue"))) or None
+    if value:
+        scheme, meaning = (str(found[0].get(name) or "") for name in ("CodingSchemeDesignator", "CodeMeaning"))
+        code = Code(scheme, str(value), meaning)
     return int(item.SegmentNumber), str(item.get("SegmentLabel") or ""), code
 
 

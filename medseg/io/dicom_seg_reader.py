@@ -13,6 +13,7 @@ from medseg.types.geometry import Geometry
 
 _OFF_VOXEL = 0.1  # of a voxel, which rounding of positions may take
 _ROUNDING_MM = 0.0202  # positions of images and of frames, both with two decimals
+_SURE = 1 << 30  # voxels of a grid that few frames may span
 _OTHER = "give the images that it was drawn on, or resample it first"
 
 
@@ -80,7 +81,7 @@ def _own_grid(seg: SegFile) -> Geometry:
             f"frames are displaced by {sideways:.3g} mm within their plane", where=seg.path, hint=_OTHER
         )
     slices = round(float(np.ptp(heights)) / step) + 1
-    if slices > 16 * len(seg.frames) + 1024:
+    if slices * seg.shape[0] * seg.shape[1] > max(_SURE, 16 * len(seg.frames) * seg.shape[0] * seg.shape[1]):
         raise GeometryError(f"its frames span {slices} planes", where=seg.path, hint=_OTHER)
     dy, dx = (float(np.linalg.norm(axis)) for axis in (first.row_step_mm, first.column_step_mm))
     columns = np.stack([np.array(first.column_step_mm) / dx, np.array(first.row_step_mm) / dy, normal], axis=1)

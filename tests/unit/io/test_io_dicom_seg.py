@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 
 import highdicom
@@ -363,3 +364,49 @@ def test_what_is_no_segmentation_of_the_image_is_refused(tmp_path):
         path.write_bytes(whole[:cut])
         with pytest.raises(DicomError):
             read_seg(path)
+
+
+def test_promises_that_a_file_cannot_hold_cost_nothing(tmp_path):
+    image = scan(tmp_path / "ct")
+    lying = {
+        "rows": ("binary", lambda data: setattr(data, "Rows", 60000)),
+        "frames": ("binary", lambda data: setattr(data, "NumberOfFrames", 10**6)),
+        "compressed": ("labelmap", lambda data: (setattr(data, "Rows", 8000), setattr(data, "Columns", 8000))),
+        "far": ("binary", lambda data: move_last(data, 1e9)),
+        "numbers": ("binary", lambda data: setattr(data.SegmentSequence[1], "SegmentNumber", 1)),
+    }
+
+    def move_last(data, millimetres):
+        data.PerFrameFunctionalGroupsSequence[-1].PlanePositionSequence[0].ImagePositionPatient[2] = millimetres
+
+    for name, (kind, change) in lying.items():
+        data = pydicom.dcmread(written(tmp_path, image, kind=kind))
+        change(data)
+        data.save_as(tmp_path / "lie.dcm")
+        tracemalloc.start()
+        with pytest.raises((DicomError, GeometryError)):
+            read_seg(tmp_path / "lie.dcm")
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 50e6, name
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_memory_does_not_grow_with_classes(tmp_path, overlapping):
+    shape = (4, 256, 256)
+    write_dicom(tmp_path / "ct", np.zeros(shape, np.int16), grid(shape))
+    image = read_image([tmp_path / "ct"])
+    array = np.zeros(shape, np.uint8)
+    array[:, 4:8, :240] = np.arange(240) // 8 + 1
+    items = [Label(f"c{n}", (n,)) for n in range(1, 31)]
+    if overlapping:
+        items = [*items[1:], Label("all", tuple(range(1, 31)), write=1)]
+    labels = LabelMap(array, image.geometry, Labels(tuple(items)))
+    write_seg(labels, image.source, tmp_path / "warm.dcm", MADE_BY)
+    tracemalloc.start()
+    write_seg(labels, image.source, tmp_path / "a.dcm", MADE_BY)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    frames = pydicom.dcmread(tmp_path / "a.dcm", stop_before_pixels=True).NumberOfFrames
+    assert frames == 4 * 30
+    assert peak < array.nbytes * 30 / 2, "less than half of one array per class"
