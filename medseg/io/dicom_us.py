@@ -45,7 +45,7 @@ def read_ultrasound(path: Path, *, spacing_mm: Spacing | None = None) -> Image:
         raise DicomError(
             f"is a cine: {cine.count} frames over time, no slices of a volume",
             where=path,
-            hint="predict it with a 2D model, which labels each frame, or export the frames that matter",
+            hint="predict it with a 2D model, which labels each frame",
         )
     return Image(cine.read(0), cine.geometry, cine.channels, cine.source, cine.warnings)
 
