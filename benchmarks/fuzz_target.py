@@ -1,6 +1,8 @@
 """What the fuzzers share: a file in memory, limits, and the one rule that only errors of medseg may be raised."""
 
+import atexit
 import random
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -12,9 +14,11 @@ LIMITS = {"-timeout": 10, "-rss_limit_mb": 1500, "-max_len": 20000}
 
 
 def scratch() -> Path:
-    """A folder in memory where the system has one."""
+    """A folder in memory where the system has one; removed at the end."""
     shared = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(prefix="fuzz-", dir=shared if shared.is_dir() else None))
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=shared if shared.is_dir() else None))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def fuzz(
