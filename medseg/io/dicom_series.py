@@ -1,10 +1,11 @@
 """Find DICOM series in a folder and read one as a regular volume."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from medseg.errors import DicomError
+from medseg.errors import DicomError, MedsegError
 from medseg.io.dicom_groups import along_normal, group_slices, unplaced
 from medseg.io.dicom_headers import Header, Slice, read_header
 from medseg.io.dicom_kinds import Kind
@@ -91,7 +92,8 @@ def series_layout(series: Series) -> Layout:
     if not series.files:
         raise DicomError("series without files", where=series.uid, hint="give at least one file")
     if _is_flat_ultrasound(series):
-        cine = open_cine(series.files[0])
+        with _named(series.files[0]):
+            cine = open_cine(series.files[0])
         return Layout(series.slices, cine.geometry, (0.0, 0.0), (), cine.warnings)
     layout = lay_out(_slices(series))
     check_volume(layout.slices)
@@ -122,7 +124,8 @@ def read_series(series: Series, *, spacing_mm: tuple[float, float] | None = None
     other, truncated, or without a position or pixel spacing.
     """
     if _is_flat_ultrasound(series):
-        return read_ultrasound(series.files[0], spacing_mm=spacing_mm)
+        with _named(series.files[0]):
+            return read_ultrasound(series.files[0], spacing_mm=spacing_mm)
     layout = series_layout(series)
     check_copies(layout)
     array, warnings = read_volume(layout.slices)
@@ -140,6 +143,17 @@ def read_series(series: Series, *, spacing_mm: tuple[float, float] | None = None
     )
     names = tuple(str(i) for i in range(len(array)))
     return Image(array, geometry, names, source, (*layout.warnings, *warnings))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What pydicom raises on damaged values, of many kinds, as an error that names the file."""
+    try:
+        yield
+    except MedsegError:
+        raise
+    except Exception as error:
+        raise DicomError(f"is damaged ({type(error).__name__})", where=path, hint="copy the file again") from error
 
 
 def _tilt(layout: Layout) -> str:

@@ -309,3 +309,16 @@ def test_group_files_takes_files_from_anywhere(tmp_path):
     folder, _ = write_series(tmp_path)
     (series,), _ = group_files(sorted(folder.iterdir())[:3])
     assert len(series.files) == 3
+
+
+def test_damaged_ultrasound_values_name_the_file(tmp_path):
+    lost = {"ImagePositionPatient": None, "ImageOrientationPatient": None, "PixelSpacing": None}
+    path = write_slice(tmp_path / "us.dcm", stored()[0], ORIGIN, Modality="US", TransducerType="X" * 5, **lost)
+    raw = path.read_bytes()
+    path.write_bytes(
+        raw.replace(
+            b"\x02\x00\x10\x00UI\x14\x001.2.840.10008.1.2.1\0", b"\x02\x00\x10\x00UI\x14\x001.2.840.10008.1.9.9\0"
+        )
+    )
+    with pytest.raises(DicomError, match=r"us\.dcm"):
+        read_image([path])
