@@ -27,18 +27,19 @@ def write_checked(
     *,
     seg_kind: SegKind = "binary",
 ) -> tuple[str, ...]:
-    """As `write_results`; raises ImageError, and leaves none of the files, if one does not hold what was predicted.
+    """As `write_results`; leaves none of the files, not even older ones, if one cannot be written or read back.
 
     Every class of every file must have the voxels predicted (an RT Structure Set: within 0.1 %), the volume within
     0.01 % and the centroid within 0.001 mm (DICOM: 0.02 mm or 2 % of the slice distance, which is how far images may
-    stand off an even grid).
+    stand off an even grid). Raises ImageError, naming file, class and difference, if one has not, and what writers and
+    readers raise.
     """
-    names = write_results(prediction, out, case_id, formats, made_by, seg_kind=seg_kind)
     try:
+        names = write_results(prediction, out, case_id, formats, made_by, seg_kind=seg_kind)
         check_written(prediction, out, case_id, formats)
     except Exception:
-        for name in names:
-            (out / name).unlink(missing_ok=True)
+        for form in formats:
+            (out / output_name(case_id, form)).unlink(missing_ok=True)
         raise
     return names
 
