@@ -313,12 +313,12 @@ def test_group_files_takes_files_from_anywhere(tmp_path):
 
 def test_damaged_ultrasound_values_name_the_file(tmp_path):
     lost = {"ImagePositionPatient": None, "ImageOrientationPatient": None, "PixelSpacing": None}
-    path = write_slice(tmp_path / "us.dcm", stored()[0], ORIGIN, Modality="US", TransducerType="X" * 5, **lost)
+    path = write_slice(tmp_path / "us.dcm", stored()[0], ORIGIN, Modality="US", **lost)
     raw = path.read_bytes()
     path.write_bytes(
         raw.replace(
             b"\x02\x00\x10\x00UI\x14\x001.2.840.10008.1.2.1\0", b"\x02\x00\x10\x00UI\x14\x001.2.840.10008.1.9.9\0"
         )
     )
-    with pytest.raises(DicomError, match=r"us\.dcm"):
+    with pytest.raises(DicomError, match=r"us\.dcm: (is damaged|.*transfer syntax)"):
         read_image([path])
