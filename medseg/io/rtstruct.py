@@ -24,6 +24,7 @@ from medseg.types.image import Image, LabelMap
 from medseg.types.labels import Labels
 
 __all__ = ["check_rtstruct", "read_rtstruct", "write_rtstruct", "written_masks"]
+_Slices = Mapping[tuple[str, int | None], int | None]
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _FLAT_MM = 0.1  # how far points of one contour may stray from its plane, or 5 % of the slice spacing
 _ON_PLANE_MM = 0.0101
@@ -144,19 +145,22 @@ def _structures(ds: Any, path: Path) -> list[_Structure]:
     return list(found.values())
 
 
-def _slices_of_images(image: Image) -> Mapping[tuple[str, int | None], int]:
-    """The slice that was read from each SOP instance (and frame)."""
+def _slices_of_images(image: Image) -> _Slices:
+    """The slice that was read from each SOP instance, or frame; None for an instance of several frames."""
     normal = np.array(image.geometry.direction)[:, 2]
     dz = image.geometry.spacing_mm[0]
-    planes = source_planes(image.source)
-    heights = [float((np.array(plane.position_mm) - image.geometry.origin_mm) @ normal) / dz for plane in planes]
-    return {(plane.sop_instance, plane.frame): round(z) for plane, z in zip(planes, heights, strict=True)}
+    slices: dict[tuple[str, int | None], int | None] = {}
+    for plane in source_planes(image.source):
+        height = float((np.array(plane.position_mm) - image.geometry.origin_mm) @ normal) / dz
+        slices[plane.sop_instance, plane.frame] = round(height)
+        slices.setdefault((plane.sop_instance, None), None)
+    return slices
 
 
 def _contours(
     structure: _Structure,
     geometry: Geometry,
-    named: Mapping[tuple[str, int | None], int],
+    named: _Slices,
     path: Path,
     warnings: list[str],
 ) -> list[_Contour]:
@@ -207,7 +211,7 @@ def _points(item: Any, structure: _Structure, path: Path) -> Float64[np.ndarray,
     return points
 
 
-def _named_slice(item: Any, named: Mapping[tuple[str, int | None], int]) -> int | None:
+def _named_slice(item: Any, named: _Slices) -> int | None:
     """The slice that a contour names: None if it names none or nothing is known of the images, -1 if it is absent."""
     images = item.get("ContourImageSequence") or []
     if not named or not images:

@@ -410,3 +410,10 @@ def test_contours_on_a_multi_frame_image_name_their_frame(tmp_path):
         (named,) = contour.ContourImageSequence
         position = single[named.ReferencedFrameNumber - 1].ImagePositionPatient
         assert np.allclose(np.array(contour.ContourData, float)[2::3], float(position[2]), atol=1e-3)
+
+    def without_frames(ds):
+        for contour in contours(ds):
+            del contour.ContourImageSequence[0].ReferencedFrameNumber
+
+    unnumbered = edited(tmp_path / "out" / "rs.dcm", without_frames)
+    assert np.array_equal(read_rtstruct(unnumbered, image, BONES).array, shapes())
