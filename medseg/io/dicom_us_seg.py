@@ -248,7 +248,8 @@ def _packed(masks: Iterator[Mask]) -> bytes:
         out += np.packbits(bits[:whole], bitorder="little").tobytes()
         rest = bits[whole:]
     out += np.packbits(rest, bitorder="little").tobytes()
-    return bytes(out) + b"\0" * (len(out) % 2)
+    out += b"\0" * (len(out) % 2)
+    return bytes(out)
 
 
 def _pixel_options(data: Any) -> dict[str, Any]:

@@ -5,15 +5,28 @@
 FOLDER holds us-dicom, us-breast-busi, us-fetal-head-hc18 and us-trus-prostate-3d.
 """
 
+import json
+import warnings
+from dataclasses import replace
+
+import highdicom
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from PIL import Image as Picture
+from safetensors.torch import save_file
+from tiny_run import tiny_plan
 
+from medseg.cli.app import main
 from medseg.errors import DicomError
+from medseg.io.bundles import save_bundle
 from medseg.io.dicom_us import open_cine
-from medseg.io.images import read_image
+from medseg.io.images import read_image, read_labels
+from medseg.networks.build import build_network
 from medseg.preprocess.fan import fan_mask
+from medseg.types.labels import Label, Labels
+from medseg.types.plan import Preprocess, Sampling, Step
 
 pytestmark = pytest.mark.acceptance
 
@@ -87,6 +100,40 @@ def test_sectors_are_cut_to_their_fan_and_keep_the_head(real_data):
         lost.append((head & ~fan).sum() / head.sum())
     assert np.median(kept) < 0.9
     assert max(lost) < 0.005
+
+
+def test_every_file_is_predicted_and_its_seg_holds_the_labels(real_data, tmp_path):
+    """A network with random weights labels something everywhere, which is enough to compare files."""
+    labels = Labels((Label("one", (1,)), Label("two", (2,))))
+    plan = tiny_plan(ndim=2, channels=("US",), labels=labels)
+    plan = replace(plan, preprocess=Preprocess((None, None, None), (Step("fan_z_score"),)))
+    plan = replace(plan, sampling=Sampling((1, 128, 128), 2))
+    torch.manual_seed(3)
+    state = build_network(plan.network, channels=1, outputs=3).state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "weights.safetensors")
+    save_bundle(tmp_path / "bundle", plan, {0: tmp_path / "weights.safetensors"}, {})
+    folder, out = str(real_data / "us-dicom"), tmp_path / "out"
+    options = ["--spacing", "0.3", "--format", "dicom-seg", "nii.gz", "gif", "--device", "cpu"]
+    assert main(["predict", str(tmp_path / "bundle"), folder, "-o", str(out), *options]) == 0
+    lines = json.loads((out / "report.json").read_text("utf-8"))["cases"]
+    assert len(lines) == len(FILES)
+    for line in lines:
+        stack = read_labels(out / line["outputs"][1], labels).array
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # two of the files have UIDs that the standard does not allow
+            seg = highdicom.seg.segread(out / line["outputs"][0])
+        source = seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0].ReferencedSOPInstanceUID
+        if len(stack) == 1:
+            found = seg.get_pixels_by_source_instance([source], combine_segments=True)
+        else:
+            numbers = list(range(1, len(stack) + 1))
+            found = seg.get_pixels_by_source_frame(
+                source, numbers, combine_segments=True, assert_missing_frames_are_empty=True
+            )
+            with Picture.open(out / line["outputs"][2]) as gif:
+                assert gif.n_frames == len(stack)
+        np.testing.assert_array_equal(found, stack)
+        assert stack.any()
 
 
 def test_3d_ultrasound_reads_as_another_reader_reads_it(real_data):
