@@ -114,7 +114,9 @@ def _identity(one: Slice) -> tuple[object, ...]:
 def _numbers(one: Slice, keyword: str, value: Numbers, count: int) -> Float64[np.ndarray, " n"]:
     if value is None:
         raise DicomError(
-            f"{tag_name(keyword)} is missing", where=one.name, hint="this file has no place in the patient"
+            f"{tag_name(keyword)} is missing",
+            where=one.name,
+            hint="no value is assumed for it; export the series again",
         )
     if len(value) != count:
         raise DicomError(f"{tag_name(keyword)} is not {count} numbers", where=one.name, hint=_AGAIN)
