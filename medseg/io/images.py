@@ -273,7 +273,8 @@ def _read_dicom(
     reasons = "; ".join(sorted(set(refused.values()))[:3])
     if len(found) > 1:
         listed = "; ".join(series.summary for series in found)
-        raise DicomError(f"holds {len(found)} series: {listed}", where=path, hint="give the folder of one series")
+        hint = "give the folder of one series, or choose it with --series (`medseg convert --series ?` lists them)"
+        raise DicomError(f"holds {len(found)} series: {listed}", where=path, hint=hint)
     if not found:
         reasons = reasons or "no files"
         raise DicomError(f"holds no readable DICOM series ({reasons})", where=path, hint="give a folder of slices")
