@@ -179,7 +179,7 @@ def _put_masks(data: Any, labels: LabelMap) -> None:
     template = data.PerFrameFunctionalGroupsSequence[0]
     groups = []
     for segment, z in places:
-        group = _frame_group(template, z, [segment, z + 1])
+        group = _frame_group(template, z, [segment, z + 1], framed=len(labels.array) > 1)
         identity = DicomDataset()
         identity.ReferencedSegmentNumber = segment
         group.SegmentIdentificationSequence = [identity]
@@ -195,7 +195,8 @@ def _put_numbers(data: Any, labels: LabelMap) -> None:
     values = [value for item in labels.labels.items for value in item.stored]
     shown = _shown(labels, values) or [0]
     _index(data, ((_TEMPORAL, _CONTENT_GROUP, "Source Frame"),))
-    groups = [_frame_group(data.PerFrameFunctionalGroupsSequence[0], z, [z + 1]) for z in shown]
+    template, framed = data.PerFrameFunctionalGroupsSequence[0], len(labels.array) > 1
+    groups = [_frame_group(template, z, [z + 1], framed=framed) for z in shown]
     table = np.zeros(max(int(labels.array.max()), *values) + 1, f"<u{data.BitsAllocated // 8}")
     for number, item in enumerate(labels.labels.items, start=1):
         table[list(item.stored)] = number
@@ -222,11 +223,11 @@ def _index(data: Any, dimensions: Iterable[tuple[int, int, str]]) -> None:
         data.DimensionIndexSequence.append(item)
 
 
-def _frame_group(template: Any, z: int, index: list[int]) -> Any:
+def _frame_group(template: Any, z: int, index: list[int], *, framed: bool) -> Any:
+    """What is said of one frame; `framed`: the source has several, so that one of them is named."""
     group = deepcopy(template)
-    shown = group.DerivationImageSequence[0].SourceImageSequence[0]
-    if shown.ReferencedSOPClassUID != _ONE_FRAME:
-        shown.ReferencedFrameNumber = z + 1
+    if framed:
+        group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber = z + 1
     content = DicomDataset()
     content.DimensionIndexValues, content.TemporalPositionIndex = index, z + 1
     group.FrameContentSequence = [content]
