@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from medseg.workflow.check_dataset import check_dataset as check_dataset
     from medseg.workflow.check_plan import check_plan as check_plan
     from medseg.workflow.check_plan import load_plan as load_plan
+    from medseg.workflow.convert import convert as convert
     from medseg.workflow.evaluate import evaluate as evaluate
     from medseg.workflow.inspect import inspect as inspect
     from medseg.workflow.overlays import overlay_png as overlay_png
@@ -78,6 +79,7 @@ _HOMES = {
     "medseg.types.tensors": ("Batch", "NetworkOutput"),
     "medseg.workflow.check_dataset": ("check_dataset",),
     "medseg.workflow.check_plan": ("check_plan", "load_plan"),
+    "medseg.workflow.convert": ("convert",),
     "medseg.workflow.evaluate": ("evaluate",),
     "medseg.workflow.inspect": ("inspect",),
     "medseg.workflow.overlays": ("overlay_png",),

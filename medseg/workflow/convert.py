@@ -12,8 +12,8 @@ from medseg.types.progress import Progress, Report, silent
 
 
 def convert(
-    source: Path,
-    out: Path,
+    source: str | Path,
+    out: str | Path,
     *,
     series: str | None = None,
     part: str | None = None,
@@ -32,6 +32,7 @@ def convert(
     Raises ImageError, GeometryError or DicomError where the scan cannot be read right, and ImageError where `out`
     cannot hold it.
     """
+    source, out = Path(source), Path(out)
     check_volume_format(out)
     report(Progress("convert", 0, 2))
     with unpacked(source) as opened:
