@@ -54,7 +54,8 @@ def write_seg(
         try:
             data = _segmentation(highdicom, labels, images, made_by, kind)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            what = f"highdicom does not take it as the source of a SEG ({type(error).__name__}: {error})"
+            detail = f" {error}" if isinstance(error, KeyError) else ""  # other texts may quote the patient
+            what = f"highdicom does not take it as the source of a SEG ({type(error).__name__}{detail})"
             raise DicomError(what, where=source.files[0], hint="write seg.nrrd or nii.gz") from error
         with whole_file(path) as temporary:
             data.save_as(temporary, enforce_file_format=True)

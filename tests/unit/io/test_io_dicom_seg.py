@@ -410,3 +410,15 @@ def test_memory_does_not_grow_with_classes(tmp_path, overlapping):
     frames = pydicom.dcmread(tmp_path / "a.dcm", stop_before_pixels=True).NumberOfFrames
     assert frames == 4 * 30
     assert peak < array.nbytes * 30 / 2, "less than half of one array per class"
+
+
+def test_no_error_quotes_the_patient(tmp_path, monkeypatch):
+    image = scan(tmp_path / "ct")
+
+    def refuses(*arguments, **options):
+        raise ValueError("Phantom^Only is no name")
+
+    monkeypatch.setattr(highdicom.seg, "Segmentation", refuses)
+    with pytest.raises(DicomError, match=r"\(ValueError\)") as caught:
+        written(tmp_path, image)
+    assert "Phantom" not in str(caught.value)
