@@ -56,7 +56,7 @@ def main() -> int:
     bad = make_studies(folder / "in", count)
     print(f"{count} studies, {len(bad)} bad: {', '.join(FAULTS)}", flush=True)
     wrong = unbroken(bundle, folder, count, bad)
-    wrong += killed(bundle, folder, arguments.killed)
+    wrong += killed(bundle, folder, arguments.killed, bad)
     print("\n".join(f"WRONG: {text}" for text in wrong) or "all as it should be")
     return 1 if wrong else 0
 
@@ -91,7 +91,7 @@ def unbroken(bundle: Path, folder: Path, count: int, bad: dict[int, str]) -> lis
     return wrong
 
 
-def killed(bundle: Path, folder: Path, count: int) -> list[str]:
+def killed(bundle: Path, folder: Path, count: int, bad: dict[int, str]) -> list[str]:
     """The first studies again, killed half-way and resumed; returns how that differs from the unbroken run."""
     part, out = folder / "part", folder / "resumed"
     part.mkdir(exist_ok=True)
@@ -115,6 +115,9 @@ def killed(bundle: Path, folder: Path, count: int) -> list[str]:
     differ = [path for path in results if (out / path).read_bytes() != (folder / "out" / path).read_bytes()]
     print(f"killed after {len(before)} of {count}, resumed: {len(skipped)} kept, {len(results)} results,", end=" ")
     print(f"{len(again)} done twice, {len(differ)} differ from the unbroken run")
+    failed = sum(case["status"] == "failed" for case in cases)
+    if failed != sum(n in bad for n in range(count)):
+        return [f"{failed} failed in the resumed run"]
     extra = {path.name for path in out.glob("*.nii.gz")} ^ results
     wrong = [f"{len(again)} studies done twice"] if again or skipped != set(before) else []
     return wrong + ([f"{len(differ)} results differ, {len(extra)} files without a line"] if differ or extra else [])

@@ -223,7 +223,8 @@ def _case(name: str, parts: list[_Scan]) -> Case:
         return case
     files, volumes = tuple(part.files for part in parts), tuple(part.volume for part in parts)
     uids = tuple(part.series_uid for part in parts if part.series_uid)
-    return replace(case, files=files, volumes=volumes, series_uids=uids)
+    modalities = tuple(part.modality for part in parts)
+    return replace(case, files=files, volumes=volumes, series_uids=uids, modalities=modalities)
 
 
 def _neutral(case: list[_Scan]) -> str:

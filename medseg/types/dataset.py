@@ -12,7 +12,8 @@ class Case:
     """One subject visit: one file or DICOM folder per channel, or one file that holds all channels.
 
     `group` names what must never be split between folds, usually the patient. Of DICOM scans, `files` lists per channel
-    the files to read, `volumes` which of the volumes in these files, counted from 0, and `series_uids` their series.
+    the files to read, `volumes` which of the volumes in these files, counted from 0, `series_uids` their series, and
+    `modalities` what these say they are.
     """
 
     id: str
@@ -22,6 +23,7 @@ class Case:
     files: tuple[tuple[Path, ...], ...] = ()
     volumes: tuple[int, ...] = ()
     series_uids: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ import medseg
 from medseg.errors import DatasetError, MedsegError
 from medseg.io.archives import unpacked
 from medseg.io.bundles import bundle_folder, bundle_sha256, load_bundle
-from medseg.io.identifiers import masked
-from medseg.io.images import is_dicom, is_image
 from medseg.io.outputs import format_like
 from medseg.io.processes import Limits, Lost, run_apart
 from medseg.io.scans import find_cases
@@ -24,6 +22,7 @@ from medseg.workflow import journal
 from medseg.workflow.cine import FORMATS as CINE_FORMATS
 from medseg.workflow.cine import cine_file
 from medseg.workflow.devices import resolve_device
+from medseg.workflow.left_out import notes_before, refused_lines
 from medseg.workflow.model import (
     Model,
     PredictOptions,
@@ -38,7 +37,6 @@ __all__ = ["Model", "PredictOptions", "load_model", "predict_folder", "predict_i
 REPORT = journal.REPORT
 _DEFAULT = PredictOptions()
 Lines = Generator[tuple[int, CaseReport], None, None]  # with the index of the job
-_ASIDE = ("no image", "no part of a volume", "localizer", "index of files", "screen shot", "holds no pixels")
 _FEW = 16  # cases that are predicted sooner than a process starts
 
 
@@ -69,7 +67,8 @@ def predict_folder(
         refused.update(wrong)
         if not cases and not refused:
             raise DatasetError("no scans given", hint="give files, archives, folders of files or DICOM folders")
-        jobs = _jobs(cases, refused, scans, out, options)
+        notes = notes_before(cases, refused, loaded.plan.channels)
+        jobs = _jobs(cases, notes, scans, out, options)
         settings = _settings(loaded, options)
         blank = RunReport("medseg.report/1", medseg.__version__, bundle_sha256(loaded), str(device), (), settings)
         made_by = Provenance(loaded.plan.name, blank.bundle_sha256, blank.settings)
@@ -84,7 +83,7 @@ def predict_folder(
                 predictor = Predictor(loaded, members, device, options, made_by, report)
                 yield from ((index, predictor.run(job)) for index, job in enumerate(todo))
 
-        lines = _refused_lines(refused, scans, given, options.keep_identifiers)
+        lines = refused_lines(refused, scans, given, options.keep_identifiers)
         batch = _Batch(out, blank, lines, jobs, loaded)
         return _run(batch, predict, options.resume, report)
 
@@ -165,25 +164,25 @@ def _opened(inputs: Sequence[Path], stack: ExitStack) -> tuple[list[Path], dict[
 
 
 def _jobs(
-    cases: Sequence[Case], refused: dict[Path, str], inputs: Sequence[Path], out: Path, options: PredictOptions
+    cases: Sequence[Case],
+    notes: Sequence[tuple[str, ...]],
+    inputs: Sequence[Path],
+    out: Path,
+    options: PredictOptions,
 ) -> list[Job]:
     """One job per case; refuses an output folder within the inputs, which the next run would take for scans."""
     target = out.resolve()
     for folder in inputs:
         if folder.is_dir() and target.is_relative_to(folder.resolve()):
             raise DatasetError("output lies within the inputs", where=out, hint="choose a folder outside of them")
-    root_of, beside = roots_of(inputs), _reasons_by_folder(refused)
+    root_of = roots_of(inputs)
     jobs = []
-    for case in cases:
+    for case, known in zip(cases, notes, strict=True):
         cine = cine_file(case)
         formats = _formats(case, cine, options)
         probabilities = f"probabilities/{case.id}.nii.gz" if options.save_probabilities else None
-        homes = dict.fromkeys(file.parent for files in case.files for file in files)
-        left_out = [reason for home in homes for reason in beside.get(home, [])]
-        what = "; ".join(sorted(set(left_out))[:3])
-        notes = (f"{len(left_out)} other files of its folder were left out ({what})",) if left_out else ()
         root = root_of(case.images[0])
-        jobs.append(Job(case, out, formats, probabilities, root, notes, options.keep_identifiers, cine))
+        jobs.append(Job(case, out, formats, probabilities, root, known, options.keep_identifiers, cine))
     _refuse_clashes(jobs, out)
     return jobs
 
@@ -196,13 +195,6 @@ def _formats(case: Case, cine: Path | None, options: PredictOptions) -> tuple[st
     if asked:
         return tuple(form for form in asked if form != "gif") or asked
     return ("nii.gz" if case.files else format_like(case.images[0]),)
-
-
-def _reasons_by_folder(refused: dict[Path, str]) -> dict[Path, list[str]]:
-    found: dict[Path, list[str]] = {}
-    for path, reason in refused.items():
-        found.setdefault(path.parent, []).append(reason)
-    return found
 
 
 def _refuse_clashes(jobs: Sequence[Job], out: Path) -> None:
@@ -254,33 +246,3 @@ def _remove_leftovers(out: Path) -> None:
     for folder in (out, out / "probabilities"):
         for path in folder.glob(".part-*"):
             path.unlink(missing_ok=True)
-
-
-def _refused_lines(
-    refused: dict[Path, str], inputs: Sequence[Path], given: Sequence[Path], keep_identifiers: bool
-) -> list[CaseReport]:
-    """Failed; but what is no scan and merely lies beside them is left out. One line for each folder and reason."""
-    root_of = roots_of(inputs)
-    grouped: dict[tuple[Path, str], list[Path]] = {}
-    for path, reason in refused.items():
-        alone = path in given or is_image(path)
-        grouped.setdefault((path if alone else path.parent, reason), []).append(path)
-    lines = []
-    for (_, reason), paths in grouped.items():
-        first = paths[0]
-        name = str(first) if keep_identifiers else masked(first, root_of(first))
-        if first in given:
-            name = first.name if keep_identifiers or is_image(first) else f"input {given.index(first) + 1} ({name})"
-        text = reason if len(paths) == 1 else f"{len(paths)} files: {reason}"
-        if first in given or not _is_set_aside(first, reason):
-            lines.append(CaseReport(name, "failed", 0.0, error=f"{name}: {text}"))
-        else:
-            lines.append(CaseReport(name, "skipped", 0.0, warnings=(text,)))
-    return lines
-
-
-def _is_set_aside(path: Path, reason: str) -> bool:
-    """Whether a refused file is no scan: a text, a DICOM report, a scout, an index, a screen shot."""
-    if any(words in reason for words in _ASIDE):
-        return True
-    return path.is_file() and not (is_image(path) or is_dicom(path) or "archive" in reason)

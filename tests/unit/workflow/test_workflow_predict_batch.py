@@ -141,6 +141,13 @@ def test_every_series_of_a_tree_is_a_line_and_no_patient_is_named(bundle, tmp_pa
     assert {"gap", "cut"} <= {case.case_id for case in named.cases}
 
 
+def test_another_modality_than_trained_on_is_a_warning(bundle, tmp_path):
+    write_study(tmp_path / "in" / "a", 0, series="1.2.1")
+    write_study(tmp_path / "in" / "b", 1, series="1.2.2", Modality="MR")
+    warnings = {case.series_uids: case.warnings for case in run(bundle, [tmp_path / "in"], tmp_path / "out").cases}
+    assert warnings == {("1.2.1",): (), ("1.2.2",): ("is MR, and the model was trained on CT",)}
+
+
 def test_an_archive_is_predicted_as_its_folder(bundle, tmp_path):
     write_study(tmp_path / "MEIER" / "a", 0, series="1.2.1")
     write_scans(tmp_path / "MEIER" / "b", 1)
