@@ -299,11 +299,27 @@ def test_without_highdicom_the_command_is_named(tmp_path, monkeypatch):
         written(tmp_path, image)
 
 
+def own_planes(tmp_path):
+    image = scan(tmp_path / "ct")
+    moved = replace(image.geometry, origin_mm=(-19.0, 35.5, 102.0), spacing_mm=(1.5, 0.7, 0.4))
+    write_seg(LabelMap(blobs(), moved, THREE), image.source, tmp_path / "a.seg.dcm", MADE_BY)
+    return tmp_path / "a.seg.dcm"
+
+
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (Debian's dicom3tools) is not installed")
-@pytest.mark.parametrize("array", [blobs(), np.zeros(SHAPE, np.uint8)], ids=["filled", "empty"])
-def test_a_validator_finds_no_error(tmp_path, array):
-    path = written(tmp_path, scan(tmp_path / "ct"), array)
-    found = subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: written(folder, scan(folder / "ct")),
+        lambda folder: written(folder, scan(folder / "ct"), np.zeros(SHAPE, np.uint8)),
+        lambda folder: written(folder, scan(folder / "ct"), blobs((1, 2, 2)), NESTED),
+        lambda folder: written(folder, enhanced(folder / "e.dcm", (4, 0, 2, 1, 5, 3))),
+        own_planes,
+    ],
+    ids=["filled", "empty", "regions", "multi-frame", "own planes"],
+)
+def test_a_validator_finds_no_error(tmp_path, make):
+    found = subprocess.run(["dciodvfy", "-new", make(tmp_path)], capture_output=True, text=True, check=False)
     assert found.stderr.splitlines() and not [line for line in found.stderr.splitlines() if line.startswith("Error")]
 
 
