@@ -72,9 +72,10 @@ def read_seg_nrrd(path: Path) -> Segments:
         if stray:
             what = f"holds values {stray[:10]} that no segment has"
             raise ImageError(what, where=path, hint="save it again from 3D Slicer")
-    result = Segments(layers, image.geometry, tuple(described), None, image.warnings)
+    notes = tuple(note for note in image.warnings if "list of volumes" not in note)  # that is what layers are
+    result = Segments(layers, image.geometry, tuple(described), None, notes)
     shared = [f'{count} voxels lie in "{one}" and in "{other}"' for one, other, count in overlaps(result)]
-    return Segments(layers, image.geometry, result.items, None, (*image.warnings, *shared))
+    return Segments(layers, image.geometry, result.items, None, (*notes, *shared))
 
 
 def _layers(labels: Labels) -> list[_Placed]:
