@@ -8,6 +8,7 @@ import pytest
 import SimpleITK as sitk
 from dicom_phantoms import OBLIQUE as SLANTED
 from dicom_phantoms import grid, write_dicom
+from full_disk import full_disk
 from PIL import Image as Picture
 
 from medseg.cli import main
@@ -151,3 +152,18 @@ def test_converting_needs_no_torch(scan, tmp_path):
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
+def test_a_full_disk_leaves_the_older_file_and_no_part(tmp_path, suffix, capsys):
+    grid_mm = Geometry((20, 30, 40), (1.0, 1.0, 1.0))
+    noise = np.random.default_rng(0).integers(0, 30_000, grid_mm.shape).astype(np.int16)
+    write_nifti(noise, grid_mm, tmp_path / "noise.nii")
+    out = tmp_path / "out" / f"scan{suffix}"
+    out.parent.mkdir()
+    out.write_bytes(b"older")
+    with full_disk(10_000):
+        assert main(["convert", str(tmp_path / "noise.nii"), "-o", str(out)]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert out.read_bytes() == b"older"
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
