@@ -5,16 +5,20 @@ each frame states, an RT Structure Set through the voxels its contours enclose.
 """
 
 import gzip
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 from jaxtyping import Float64, Shaped
+from nibabel.spatialimages import HeaderDataError
 
 from medseg.errors import ImageError
 from medseg.io.moments import Moment, class_sums, from_points, placed, value_sums
+from medseg.io.segments import unique_names
+from medseg.io.terminology import plain_text
 from medseg.types.image import Image
 from medseg.types.labels import Labels
 
@@ -47,12 +51,16 @@ def has_place(form: str, scan: Image) -> bool:
 
 
 def _nifti(path: Path, labels: Labels) -> tuple[Moment, ...]:
-    with gzip.open(path) as stream:
-        header = nib.Nifti1Header.from_fileobj(stream)
-        stream.seek(int(header["vox_offset"]))
-        sums = value_sums(_planes(stream, header, path))
-        if stream.read(1):  # also where gzip compares its checksum
-            raise ImageError("holds more than its header says", where=path, hint=_AGAIN)
+    try:
+        with gzip.open(path) as stream:
+            header = nib.Nifti1Header.from_fileobj(stream)
+            stream.seek(int(header["vox_offset"]))
+            sums = value_sums(_planes(stream, header, path))
+            more = stream.read(1)  # also where gzip compares its checksum
+    except (EOFError, gzip.BadGzipFile, zlib.error, HeaderDataError) as error:
+        raise ImageError(f"cannot be read back ({error})", where=path, hint=_AGAIN) from error
+    if more:
+        raise ImageError("holds more than its header says", where=path, hint=_AGAIN)
     ras = header.get_best_affine()
     return placed(class_sums(sums, labels), np.diag([-1.0, -1.0, 1.0, 1.0]) @ ras[:, [2, 1, 0, 3]])
 
@@ -83,7 +91,10 @@ def _itk(path: Path, labels: Labels) -> tuple[Moment, ...]:
 def _picture(path: Path, labels: Labels) -> tuple[Moment, ...]:
     import SimpleITK as sitk
 
-    plane = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="PNGImageIO"))
+    try:
+        plane = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="PNGImageIO"))
+    except RuntimeError as error:
+        raise ImageError("cannot be read back", where=path, hint=_AGAIN) from error
     return placed(class_sums(value_sums([plane]), labels), np.eye(4)[[2, 1, 0, 3]])
 
 
@@ -91,7 +102,8 @@ def _slicer(path: Path, labels: Labels) -> tuple[Moment, ...]:
     from medseg.io.seg_nrrd import read_seg_nrrd
 
     found = read_seg_nrrd(path)
-    _check_count(len(found.items), labels, path)
+    wanted = unique_names([plain_text(name, 256) for name in labels.names()])
+    _check_names([item.name for item in found.items], wanted, path)
     tables = [value_sums(layer) for layer in found.layers]
     rows = [tables[item.layer][item.value : item.value + 1].sum(axis=0) for item in found.items]
     return placed(np.stack(rows), found.geometry.affine())
@@ -102,7 +114,7 @@ def _dicom_seg(path: Path, labels: Labels) -> tuple[Moment, ...]:
     from medseg.io.dicom_seg_reader import regular_step, segment_sums
 
     seg = open_seg(path)
-    _check_count(len(seg.segments), labels, path)
+    _check_names([name for _, name, _ in seg.segments], [plain_text(name) for name in labels.names()], path)
     totals: Float64[np.ndarray, "n 4"] = np.zeros((len(seg.segments) + 1, 4))
     for number, sums in segment_sums(seg):
         totals[number] += sums
@@ -120,6 +132,6 @@ def _rtstruct(path: Path, labels: Labels, scan: Image) -> tuple[Moment, ...]:
     return placed(sums, scan.geometry.affine())
 
 
-def _check_count(found: int, labels: Labels, path: Path) -> None:
-    if found != len(labels.items):
-        raise ImageError(f"holds {found} of {len(labels.items)} classes", where=path, hint=_AGAIN)
+def _check_names(found: Sequence[str], wanted: Sequence[str], path: Path) -> None:
+    if list(found) != list(wanted):
+        raise ImageError(f"holds the classes {list(found)}, not {list(wanted)}", where=path, hint=_AGAIN)
