@@ -44,7 +44,8 @@ class SegFrame:
     def points(self, sums: Float64[np.ndarray, " 3"]) -> Float64[np.ndarray, " 3"]:
         """Sum of the LPS points of pixels, from their number and the sums of their rows and columns."""
         steps = np.array([self.position_mm, self.row_step_mm, self.column_step_mm])
-        return sums @ steps
+        summed: np.ndarray = sums @ steps
+        return summed
 
 
 @dataclass(frozen=True)
