@@ -1,6 +1,5 @@
 """MetaImage (.mha, .mhd) and NRRD (.nrrd, .nhdr): places through SimpleITK, which is imported on first use."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,15 +8,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from medseg.errors import GeometryError, ImageError
+from medseg.errors import ImageError
 from medseg.io.files import whole_file
+from medseg.io.itk_place import header_place
 from medseg.io.itk_voxels import META, check_voxels, read_header, read_voxels, stored_voxels
 from medseg.types.geometry import Geometry
 from medseg.types.image import Image, Source
 
 _AGAIN = "copy or export the file again"
-_FRAMES = ("leftposteriorsuperior", "rightanteriorsuperior", "leftanteriorsuperior", "lps", "ras", "las")
-_NO_PLACE = "orientation is not stated; x is taken as towards the left, y as posterior, z as superior"
 
 
 def read_itk(path: Path, *, channels_named: bool = False) -> Image:
@@ -30,7 +28,6 @@ def read_itk(path: Path, *, channels_named: bool = False) -> Image:
     """
     fields, end = read_header(path)
     meta = path.suffix.lower() in META
-    _check_units(fields, path)
     stored = stored_voxels(fields, end, path)
     info = _information(path, "MetaImageIO" if meta else "NrrdImageIO")
     sizes = [n for axis, n in enumerate(stored.sizes) if axis != stored.channel_axis]
@@ -39,7 +36,7 @@ def read_itk(path: Path, *, channels_named: bool = False) -> Image:
     if len(sizes) == 4 and (not channels_named or stored.channel_axis is not None):
         what = f"is a 4D series of {sizes[3]} volumes"
         raise ImageError(what, where=path, hint="give one volume per file, or name its channels")
-    geometry, notes = _geometry(info, fields, sizes, meta, path)
+    geometry, notes = header_place(info, fields, stored, path)
     array, more = read_voxels(stored, path)
     array = array.reshape(-1, *geometry.shape)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -130,57 +127,3 @@ def _information(path: Path, io: str) -> Any:
 def _reason(error: RuntimeError) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"
-
-
-def _check_units(fields: dict[str, str], path: Path) -> None:
-    units = set(re.findall(r'"([^"]*)"', fields.get("spaceunits", ""))) - {"", "mm", "millimeter", "millimetre"}
-    if units:
-        raise GeometryError(f"space units are {sorted(units)}", where=path, hint="convert the header to mm")
-
-
-def _geometry(
-    info: Any, fields: dict[str, str], sizes: list[int], meta: bool, path: Path
-) -> tuple[Geometry, tuple[str, ...]]:
-    """The grid of the first three axes, and what was doubtful about it."""
-    axes, spatial = len(sizes), min(len(sizes), 3)
-    places = {"transformmatrix", "rotation", "orientation"} if meta else {"spacedirections"}
-    spaced = {"elementspacing", "elementsize"} if meta else {"spacedirections", "spacings"}
-    for key in places & set(fields):
-        _check_matrix(fields[key], axes, path)
-    direction = np.eye(3)
-    direction[:spatial, :spatial] = np.reshape(info.GetDirection(), (axes, axes))[:spatial, :spatial]
-    origin = [*info.GetOrigin()[:spatial], 0.0][:3]
-    dx, dy, dz = [*info.GetSpacing()[:spatial], 1.0][:3]
-    rows = [tuple(float(v) for v in row) for row in direction]
-    x, y, z = [*sizes[:spatial], 1][:3]
-    pixels = not spaced & set(fields) or fields.get("unit") == "px"
-    geometry = Geometry(
-        (z, y, x),
-        (dz, dy, dx),
-        (origin[0], origin[1], origin[2]),
-        (rows[0], rows[1], rows[2]),  # type: ignore[arg-type]
-        unit="px" if pixels else "mm",
-    )
-    notes = () if spaced & set(fields) else ("states no spacing; lengths are in pixels",)
-    if not meta and "spacedirections" in fields and not _names_frame(fields.get("space", "")):
-        notes = (*notes, "does not name its patient frame; LPS is assumed")
-    elif not pixels and not places & set(fields):
-        notes = (*notes, _NO_PLACE)
-    if not meta and "list" in fields.get("kinds", "").lower().split():
-        notes = (*notes, "its list of volumes is taken as channels")
-    return geometry, notes
-
-
-def _check_matrix(text: str, axes: int, path: Path) -> None:
-    """Refuse what ITK would replace by the identity."""
-    try:
-        numbers = np.array([float(n) for n in re.findall(r"[^\s(),]+", text.lower().replace("none", ""))])
-    except ValueError as error:
-        raise GeometryError(f"its orientation is no matrix ({error})", where=path, hint="correct the header") from error
-    square = numbers.reshape(axes, axes) if len(numbers) == axes**2 else np.eye(axes)
-    if not np.isfinite(numbers).all() or abs(np.linalg.det(square)) < 1e-12:
-        raise GeometryError("its orientation is singular or not finite", where=path, hint="correct the header")
-
-
-def _names_frame(space: str) -> bool:
-    return re.sub(r"[- ]", "", space.lower()).removesuffix("time") in _FRAMES

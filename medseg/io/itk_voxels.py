@@ -148,7 +148,10 @@ def _meta(fields: dict[str, str], end: int, path: Path) -> Stored:
     for key in ("elementtointensityfunctionslope", "elementtointensityfunctionoffset"):
         if float(fields.get(key, "0" if key.endswith("offset") else "1")) != key.endswith("slope"):
             raise ImageError("states a rescale that readers disagree on", where=path, hint="save scanner units instead")
-    big = _true(fields.get("binarydatabyteordermsb", fields.get("elementbyteordermsb", "")))
+    orders = [_true(fields[key]) for key in ("binarydatabyteordermsb", "elementbyteordermsb") if key in fields]
+    if len(set(orders)) > 1:
+        raise ImageError("states two byte orders", where=path, hint=_AGAIN)
+    big = any(orders)
     local = name.upper() == "LOCAL"
     skip = int(fields.get("headersize", "0"))
     if skip < -1 or (local and skip):

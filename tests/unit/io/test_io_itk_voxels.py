@@ -248,6 +248,47 @@ def test_places_that_are_no_grid_are_refused(tmp_path, matrix):
         read_itk(nrrd(tmp_path / "n.nrrd", space_directions=f"({a},{b},{c}) ({d},{e},{f}) ({g},{h},{i})"))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"Offset": "5 6"},
+        {"Offset": "5 x 7"},
+        {"Offset": "5 6 7 8"},
+        {"Offset": "nan 6 7"},
+        {"Position": "1 2 3"},
+        {"TransformMatrix": "1 0 0 0 1 0 0 0"},
+        {"Orientation": "0 1 0 1 0 0 0 0 1"},
+        {"ElementSpacing": "1 2"},
+        {"ElementSpacing": "1 2x 3"},
+        {"ElementSpacing": "1 2 3 4"},
+        {"ElementByteOrderMSB": "True"},
+    ],
+    ids=str,
+)
+def test_numbers_that_itk_would_replace_in_silence_are_refused(tmp_path, changes):
+    with pytest.raises((GeometryError, ImageError), match=r"m\.mha"):
+        read_itk(meta(tmp_path / "m.mha", **changes))
+
+
+@pytest.mark.parametrize("spacings", ["1 2 nan", "1 2", "1 2 0", "1 -2 3", "1 2 x", "1 2 3 4"])
+def test_nrrd_spacings_that_are_none_are_refused(tmp_path, spacings):
+    with pytest.raises((GeometryError, ImageError), match=r"n\.nrrd"):
+        read_itk(nrrd(tmp_path / "n.nrrd", space=None, space_directions=None, space_origin=None, spacings=spacings))
+
+
+def test_a_missing_origin_is_said(tmp_path):
+    for path in (nrrd(tmp_path / "n.nrrd", space_origin=None), meta(tmp_path / "m.mha", Offset=None)):
+        image = read_itk(path)
+        assert image.geometry.origin_mm == (0, 0, 0)
+        assert image.warnings == ("does not state its origin; 0, 0, 0 is taken",)
+
+
+def test_the_size_of_elements_is_a_spacing_where_there_is_no_other(tmp_path):
+    path = meta(tmp_path / "m.mha", ElementSpacing=None, ElementSize="1 2 3")
+    assert agrees_with_simpleitk(path).geometry.spacing_mm == (3, 2, 1)
+    assert agrees_with_simpleitk(meta(path, ElementSize="9 9 9")).geometry.spacing_mm == (3, 2, 1)
+
+
 @pytest.mark.parametrize("spacing", ["0 2 3", "-1 2 3", "nan 2 3", "inf 2 3"])
 def test_spacings_that_are_none_are_refused(tmp_path, spacing):
     with pytest.raises((GeometryError, ImageError)):
