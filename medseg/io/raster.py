@@ -13,7 +13,7 @@ from medseg.errors import ImageError, MedsegError
 from medseg.io.byte_stream import LARGEST_RATIO
 from medseg.io.files import whole_file
 from medseg.io.itk import read_pixels
-from medseg.io.tiff import ALPHA, Found, read_tiff
+from medseg.io.tiff import ALPHA, TURNED, Found, read_tiff
 from medseg.types.geometry import Geometry
 from medseg.types.image import Image, Source
 
@@ -83,6 +83,8 @@ def _flat(path: Path, stored_values: bool) -> Found:
         else:
             pixels = _pixels(picture, stored_values)
         notes = ("is a JPEG file, whose grey values are approximate",) if picture.format == "JPEG" else ()
+        if picture.getexif().get(274, 1) not in (0, 1):
+            notes = (*notes, TURNED)
         if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
             pixels, notes = pixels[..., :-1], (*notes, ALPHA)
         if depth < 8 and colour == 0 and pixels.dtype == np.uint8 and picture.mode == "L":

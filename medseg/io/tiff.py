@@ -18,6 +18,7 @@ from medseg.errors import ImageError
 from medseg.types.geometry import Vec3
 
 ALPHA = "transparency is dropped"
+TURNED = "its orientation tag asks for a turned display; pixels are read as stored"
 Found = tuple[Shaped[np.ndarray, "c z y x"], tuple[str, ...], Vec3 | None]
 _MM = {"mm": 1.0, "millimeter": 1.0, "cm": 10.0, "um": 1e-3, "µm": 1e-3, "μm": 1e-3, "micron": 1e-3, "nm": 1e-6}
 _AGAIN = "copy or export the file again"
@@ -46,6 +47,7 @@ def read_tiff(path: Path, stored_values: bool) -> Found:
                 raise
             pixels, axes = _frames(path)
         spacing = _spacing(file, page)
+        turned = page.tags.valueof("Orientation", 1) not in (0, 1)
         colours = getattr(page, "colormap", None)
         bits = int(page.bitspersample)
         photometric, extra = int(page.photometric), tuple(int(e) for e in page.extrasamples)
@@ -59,7 +61,7 @@ def read_tiff(path: Path, stored_values: bool) -> Found:
     if not stored_values and photometric == 0 and array.dtype.kind == "u":
         white = array.dtype.type(2**bits - 1)
         array, notes = white - array, (*notes, "white-is-zero values are inverted")
-    return array, (*notes, *complaints[:3]), spacing
+    return array, (*notes, *((TURNED,) if turned else ()), *complaints[:3]), spacing
 
 
 @contextmanager

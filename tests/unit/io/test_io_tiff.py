@@ -149,6 +149,16 @@ def test_jpeg_under_another_name_is_said(tmp_path):
     assert "JPEG" in read_raster(tmp_path / "j.png").warnings[0]
 
 
+@pytest.mark.parametrize("name", ["o.tif", "o.png"])
+def test_a_turned_display_is_said_and_not_done(tmp_path, name):
+    exif = Picture.Exif()
+    exif[274] = 6
+    Picture.fromarray(GREY).save(tmp_path / name, exif=exif)
+    image = read_raster(tmp_path / name)
+    assert np.array_equal(image.array[0, 0], GREY)
+    assert "orientation tag" in image.warnings[0]
+
+
 def test_animations_are_refused(tmp_path):
     frames = [Picture.fromarray(GREY), Picture.fromarray(GREY[::-1].copy())]
     frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
