@@ -36,6 +36,7 @@ def data(tmp_path_factory):
     network = tiny_plan().network
     wide = replace(network, topology=replace(network.topology, channels=(48, 192)))
     write_record(tiny_plan(channels=("MRI",), epochs=4, steps_per_epoch=5), folder / "plan.json")
+    write_record(tiny_plan(channels=("MRI",), epochs=60, steps_per_epoch=10), folder / "long.json")
     write_record(replace(tiny_plan(channels=("MRI",), epochs=1), network=wide), folder / "wide.json")
     steep = tiny_plan(
         channels=("MRI",), optimizer=Step("sgd", {"lr": 1e6, "momentum": 0.9}), epochs=2, clip_grad_norm=None
@@ -85,13 +86,15 @@ def test_a_full_disk_stops_training_with_one_line_and_whole_files(data):
 
 
 def test_two_trainings_in_one_folder_do_not_mix(data):
-    (trial,) = hurt("twice", train(data, "plan"), "--same", "bundle/members/fold_0.safetensors", "--warm", "4")
+    (trial,) = hurt("twice", train(data, "long"), "--same", "bundle/members/fold_0.safetensors", "--warm", "4")
     assert trial["second"] != 0 and trial["code"] == 0 and trial["same"]
 
 
 def test_a_batch_that_is_killed_ends_as_an_unbroken_one(bundle, scans):
     command = [*MEDSEG, "predict", bundle, scans, "--resume", "--device", "cpu"]
-    for trial in hurt("kill9", command, "--same", "s19.nii.gz", "--repeats", "3", "--loads", f"{sys.executable} -c pass"):
+    for trial in hurt(
+        "kill9", command, "--same", "s19.nii.gz", "--repeats", "3", "--loads", f"{sys.executable} -c pass"
+    ):
         assert trial["same"]
 
 
