@@ -58,7 +58,7 @@ def decode(code: bytes, header: Header) -> Shaped[np.ndarray, "*any"]:
             where=header.path,
             hint="copy the file again",
         )
-    with _bare_file(code, header) as bare, _quiet_decoder():
+    with _bare_file(code, header) as bare, quiet_decoder():
         try:
             _, found = read_pixels(bare, io="GDCMImageIO")
         except ImageError as error:
@@ -207,7 +207,7 @@ def _even(value: bytes, filler: bytes) -> bytes:
 
 
 @contextmanager
-def _quiet_decoder() -> Iterator[None]:
+def quiet_decoder() -> Iterator[None]:
     """Keep the notes of the JPEG libraries, written straight to the error stream, off the terminal."""
     with _ERROR_STREAM, Path(os.devnull).open("wb") as nowhere:
         kept = os.dup(2)

@@ -93,12 +93,14 @@ def _header(path: Path) -> Any:
         with python_warnings.catch_warnings():
             python_warnings.simplefilter("ignore")
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_TAGS, *PIXEL_TAGS])
+            for element in header.iterall():
+                element.value  # noqa: B018  so that damage shows here
             ultrasound = is_ultrasound(header)
     except InvalidDicomError as error:
         raise DicomError("is not a DICOM file", where=path, hint="check the path") from error
-    except OSError:
-        raise
-    except Exception as error:  # pydicom raises many kinds on damaged files
+    except Exception as error:  # pydicom raises many kinds on damaged files, OSError without a number among them
+        if isinstance(error, OSError) and error.errno:
+            raise
         raise DicomError(
             f"header cannot be read ({type(error).__name__})", where=path, hint="export it again"
         ) from error

@@ -13,7 +13,7 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import apply_color_lut, pixel_array
 from pydicom.uid import (
     UID,
-    ExplicitVRLittleEndian,
+    DeflatedExplicitVRLittleEndian,
     JPEGExtended12Bit,
     JPEGLossless,
     JPEGLosslessSV1,
@@ -23,6 +23,7 @@ from pydicom.uid import (
 )
 
 from medseg.errors import DicomError, ImageError
+from medseg.io.dicom_codecs import code_size, quiet_decoder
 from medseg.io.itk import read_pixels
 
 PIXEL_TAGS = """Rows Columns SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames BitsAllocated
@@ -46,14 +47,14 @@ def frame_size(header: Any, path: Path) -> tuple[int, int, int, int]:
         frames = frames or 1
     except (TypeError, ValueError) as error:
         raise DicomError("size of the image is no number", where=path, hint=_AGAIN) from error
-    colours = str(header.get("PhotometricInterpretation", ""))
+    colours, syntax = str(header.get("PhotometricInterpretation", "")), _syntax(header, path)
     if (_COLOURS | _GREY).get(colours) != samples or bits not in (8, 16) or (samples == 3 and bits != 8):
         raise DicomError(
             f"has {samples} samples of {bits} bit, {colours or 'no colour space'}", where=path, hint=_AGAIN
         )
     if min(frames, rows, columns) < 1 or rows * columns > _LARGEST:
         raise DicomError(f"has {frames} frames of {rows} x {columns}", where=path, hint=_AGAIN)
-    if frames * _least_bytes(header, rows * columns * samples * bits // 8, colours) > path.stat().st_size:
+    if frames * _least_bytes(syntax, rows * columns * samples * bits // 8, colours) > path.stat().st_size:
         raise DicomError(f"is too short for {frames} frames of {rows} x {columns}", where=path, hint="copy it again")
     return frames, rows, columns, 3 if colours in _COLOURS else 1
 
@@ -63,12 +64,14 @@ def read_frame(path: Path, header: Any, number: int) -> Shaped[np.ndarray, "c y 
 
     Raises DicomError where it cannot be decoded or has another size than the header says.
     """
-    syntax = header.file_meta.get("TransferSyntaxUID", UID(""))
+    syntax = _syntax(header, path)
     with python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore")
+        python_warnings.filterwarnings("error", module=r"pydicom\.pixels")  # it decodes damaged run lengths with one
         try:
+            code = _checked_code(path, header, number, syntax)
             if syntax in _GDCM:
-                pixels = _by_gdcm(path, header, number)
+                pixels = _by_gdcm(code, header, syntax)
             else:
                 with path.open("rb") as file:
                     pixels = pixel_array(file, index=number)
@@ -111,13 +114,36 @@ def _lut_top(header: Any) -> int:
     return max((int(table.max()) for table in tables if table.size), default=65535)
 
 
-def _by_gdcm(path: Path, header: Any, number: int) -> np.ndarray:
-    """One frame as a file of its own through GDCM, for codes that pydicom and Pillow lack."""
+def _syntax(header: Any, path: Path) -> UID:
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    known = isinstance(syntax, UID) and not syntax.is_private and syntax.is_transfer_syntax
+    if not known or syntax == DeflatedExplicitVRLittleEndian:
+        name = "deflated" if known else f"in transfer syntax {str(syntax or 'unknown')[:64]}"
+        raise DicomError(f"is {name}, which is not read for ultrasound", where=path, hint="export it uncompressed")
+    return syntax
+
+
+def _checked_code(path: Path, header: Any, number: int, syntax: UID) -> bytes:
+    """The code stream of one JPEG or JPEG 2000 frame, whole and of the right size; nothing for other syntaxes.
+
+    Decoders fill up in silence what a cut stream lacks, and take memory for whatever size it states.
+    """
+    if not syntax.is_encapsulated or syntax == RLELossless:
+        return b""
     with path.open("rb") as file:
-        whole = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Rows"])
-        syntax = whole.file_meta.TransferSyntaxUID
+        pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Rows"])
         file.read(12)  # tag, OB and undefined length of PixelData
         code = get_frame(file, number, number_of_frames=int(header.get("NumberOfFrames") or 1))
+    size = code_size(code, str(syntax))
+    if size is not None and size != (header.Rows, header.Columns):
+        raise ValueError(f"its code states {size[0]} x {size[1]} pixels")
+    if size is not None and b"\xff\xd9" not in code[-16:]:
+        raise ValueError("its code is cut short")
+    return code
+
+
+def _by_gdcm(code: bytes, header: Any, syntax: UID) -> np.ndarray:
+    """One frame as a file of its own through GDCM, for codes that pydicom and Pillow lack."""
     single = pydicom.Dataset()
     single.file_meta = FileMetaDataset()
     single.file_meta.TransferSyntaxUID = syntax
@@ -132,15 +158,15 @@ def _by_gdcm(path: Path, header: Any, number: int) -> np.ndarray:
         name = Path(folder) / "frame.dcm"
         single.save_as(name, enforce_file_format=True)
         try:
-            _, pixels = read_pixels(name, io="GDCMImageIO")
+            with quiet_decoder():
+                _, pixels = read_pixels(name, io="GDCMImageIO")
         except ImageError as error:
             raise ValueError("damaged code stream") from error
     return pixels[0]
 
 
-def _least_bytes(header: Any, raw: int, colours: str) -> int:
+def _least_bytes(syntax: UID, raw: int, colours: str) -> int:
     """Bytes that a frame takes at least in the file."""
-    syntax = header.file_meta.get("TransferSyntaxUID", ExplicitVRLittleEndian)
     if syntax.is_encapsulated:
         return 64 if syntax == RLELossless else 8
     return raw * 2 // 3 if colours == "YBR_FULL_422" else raw

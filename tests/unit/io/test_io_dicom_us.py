@@ -224,6 +224,41 @@ def test_damage_is_an_error_of_its_file(tmp_path):
     assert not is_cine(tmp_path / "c.dcm")
 
 
+def test_a_code_of_another_size_or_without_its_end_is_not_decoded(tmp_path):
+    def cine(codes, name):
+        data = us_dataset(SMOOTH[:1], photometric="YBR_RCT")
+        return open_cine(save(data, tmp_path / name, syntax=JPEG2000Lossless, codes=codes))
+
+    code = _code(SMOOTH[0], "JPEG2000", irreversible=False, mct=1, no_jp2=True)
+    assert cine([code], "a.dcm").read(0).shape == (3, 1, 64, 96)
+    with pytest.raises(DicomError, match="cut short"):
+        cine([code[: len(code) // 2]], "b.dcm").read(0)
+    at = code.index(b"\xff\x51") + 6  # width and height of the code
+    bomb = code[:at] + (100_000).to_bytes(4, "big") * 2 + code[at + 8 :]
+    with pytest.raises(DicomError, match="100000 x 100000 pixels"):
+        cine([bomb], "c.dcm").read(0)
+
+
+def test_random_damage_is_refused_or_harmless(tmp_path):
+    data = us_dataset(np.ascontiguousarray(GREY[:, ::4, ::4]))
+    data.compress(RLELossless, generate_instance_uid=False)
+    whole = save(data, tmp_path / "a.dcm").read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for at in rng.integers(132, 2500, 4):
+            damaged[at] = rng.integers(256)
+        path = tmp_path / "b.dcm"
+        path.write_bytes(damaged)
+        try:
+            cine = open_cine(path)
+            assert cine.read(0).shape == (*cine.read(0).shape[:2], *cine.geometry.shape[1:])
+        except DicomError:
+            refused += 1
+    assert 20 < refused < 400
+
+
 def test_one_frame_of_many_is_read_alone(tmp_path):
     frames = np.zeros((120, 256, 256), np.uint8)
     frames += np.arange(120, dtype=np.uint8)[:, None, None]
