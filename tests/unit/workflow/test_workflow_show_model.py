@@ -154,8 +154,8 @@ F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         tensors({"w": {**F32, "code": "x"}}, bytes(8)),
         tensors({"w": [1]}, bytes(8)),
     ],
-    ids="empty short-length long-length pickle list deep cut surplus overlap gap shape negative huge fraction type types "
-    "key entry".split(),
+    ids="empty short-length long-length pickle list deep cut surplus overlap gap shape negative huge fraction type "
+    "types key entry".split(),
 )
 def test_weights_that_are_no_sound_tensor_file_are_refused(root, data):
     spoil(root, WEIGHTS, data)
