@@ -135,7 +135,13 @@ def _apart(todo: Sequence[Job], folder: Path, options: PredictOptions, made_by: 
 
 
 def _workers(options: PredictOptions, cases: int) -> int:
+    """Processes to predict in, 0 for this one."""
+    if options.case_minutes is not None and (options.workers == 0 or options.case_minutes <= 0):
+        hint = "give minutes above 0 and at least one worker"
+        raise DatasetError("only a process of its own can be given up", where="--case-minutes", hint=hint)
     if options.workers is not None:
+        if options.workers < 0:
+            raise DatasetError(f"{options.workers} is no number of processes", where="--workers", hint="give 0 or more")
         return options.workers
     return 1 if cases > _FEW or options.case_minutes else 0
 

@@ -69,6 +69,14 @@ def test_a_model_that_cannot_be_loaded_by_workers_is_one_error(bundle, tmp_path)
         run(bundle, [folder], tmp_path / "out", workers=1, folds=(7,))
 
 
+@pytest.mark.parametrize("options", [{"workers": -1}, {"workers": 0, "case_minutes": 1.0}, {"case_minutes": 0.0}])
+def test_limits_that_cannot_be_kept_are_refused(bundle, tmp_path, options):
+    folder = write_scans(tmp_path / "in", 1)
+    with pytest.raises(DatasetError, match=r"--workers|--case-minutes"):
+        run(bundle, [folder], tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_lines_are_there_before_the_end_and_a_cut_one_is_done_again(bundle, tmp_path, monkeypatch):
     folder, out = write_scans(tmp_path / "in", 4), tmp_path / "out"
     run(bundle, [folder], out)
