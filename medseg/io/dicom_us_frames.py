@@ -1,5 +1,6 @@
 """Decode one frame of a DICOM ultrasound file, grey or RGB, without reading the others."""
 
+import re
 import tempfile
 import warnings as python_warnings
 from pathlib import Path
@@ -37,6 +38,8 @@ _GREY = {"MONOCHROME1": 1, "MONOCHROME2": 1}
 _GDCM = (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless)
 _LARGEST = 64_000_000  # pixels of a frame; no scanner makes a tenth of it
 _AGAIN = "export the file again"
+_MARKED = re.compile(rb"JFIF|Adobe")  # a code that says itself which colours it holds
+_JPEG_FRAME = re.compile(rb"\xff[\xc0\xc1]\x00\x11\x08.{4}\x03.(.)..(.)", re.DOTALL)  # sampling of two components
 
 
 def frame_size(header: Any, path: Path) -> tuple[int, int, int, int]:
@@ -67,7 +70,8 @@ def read_frame(path: Path, header: Any, number: int) -> Shaped[np.ndarray, "c y 
     syntax = _syntax(header, path)
     with python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore")
-        python_warnings.filterwarnings("error", module=r"pydicom\.pixels")  # it decodes damaged run lengths with one
+        # damaged run lengths are decoded with a warning only
+        python_warnings.filterwarnings("error", module=r"pydicom\.pixels\.decoders\.rle")
         try:
             code = _checked_code(path, header, number, syntax)
             if syntax in _GDCM:
@@ -133,13 +137,21 @@ def _checked_code(path: Path, header: Any, number: int, syntax: UID) -> bytes:
     with path.open("rb") as file:
         pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Rows"])
         file.read(12)  # tag, OB and undefined length of PixelData
-        code = get_frame(file, number, number_of_frames=int(header.get("NumberOfFrames") or 1))
+        code: bytes = get_frame(file, number, number_of_frames=int(header.get("NumberOfFrames") or 1))
     size = code_size(code, str(syntax))
     if size is not None and size != (header.Rows, header.Columns):
         raise ValueError(f"its code states {size[0]} x {size[1]} pixels")
     if size is not None and b"\xff\xd9" not in code[-16:]:
         raise ValueError("its code is cut short")
+    if header.PhotometricInterpretation == "RGB" and _is_subsampled(code) and not _MARKED.search(code[:256]):
+        raise ValueError("its code holds YCbCr, the header says RGB")
     return code
+
+
+def _is_subsampled(code: bytes) -> bool:
+    """Whether a JPEG code has fewer samples of the second colour than of the first, as only YCbCr has."""
+    found = _JPEG_FRAME.search(code[:65536])
+    return found is not None and found[1] != found[2]
 
 
 def _by_gdcm(code: bytes, header: Any, syntax: UID) -> np.ndarray:
@@ -155,14 +167,15 @@ def _by_gdcm(code: bytes, header: Any, syntax: UID) -> np.ndarray:
         single.PhotometricInterpretation = "MONOCHROME2"  # palette and inversion are applied by the caller
     single.PixelData = encapsulate([code])
     with tempfile.TemporaryDirectory(prefix="medseg-") as folder:
-        name = Path(folder) / "frame.dcm"
-        single.save_as(name, enforce_file_format=True)
+        bare = Path(folder) / "frame.dcm"
+        single.save_as(bare, enforce_file_format=True)
         try:
             with quiet_decoder():
-                _, pixels = read_pixels(name, io="GDCMImageIO")
+                _, pixels = read_pixels(bare, io="GDCMImageIO")
         except ImageError as error:
             raise ValueError("damaged code stream") from error
-    return pixels[0]
+    frame: np.ndarray = pixels[0]
+    return frame
 
 
 def _least_bytes(syntax: UID, raw: int, colours: str) -> int:

@@ -239,6 +239,22 @@ def test_a_code_of_another_size_or_without_its_end_is_not_decoded(tmp_path):
         cine([bomb], "c.dcm").read(0)
 
 
+def test_colours_that_a_jpeg_code_cannot_hold_are_refused(tmp_path):
+    code = _code(SMOOTH[0], "JPEG", quality=95, subsampling="4:2:0")
+    bare = code[:2] + code[4 + int.from_bytes(code[4:6], "big") :]  # without the marker that names its colours
+
+    def read(codes, kind):
+        data = us_dataset(SMOOTH[:1], photometric=kind)
+        return _read(save(data, tmp_path / "a.dcm", syntax=JPEGBaseline8Bit, codes=codes)).astype(int)
+
+    for codes, kind in (([code], "RGB"), ([bare], "YBR_FULL_422")):
+        assert np.abs(read(codes, kind) - SMOOTH[:1]).max() <= 8
+    with pytest.raises(DicomError, match="YCbCr, the header says RGB"):
+        read([bare], "RGB")
+    kept = _code(SMOOTH[0], "JPEG", quality=95, keep_rgb=True)
+    assert np.abs(read([kept], "RGB") - SMOOTH[:1]).max() <= 8
+
+
 def test_random_damage_is_refused_or_harmless(tmp_path):
     data = us_dataset(np.ascontiguousarray(GREY[:, ::4, ::4]))
     data.compress(RLELossless, generate_instance_uid=False)
