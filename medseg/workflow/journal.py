@@ -17,7 +17,7 @@ LINES = "report.jsonl"
 
 def begin(out: Path, blank: RunReport, lines: Iterable[CaseReport]) -> None:
     """Start the lines of a run: what it is, then what is known before its first case; the report before it goes."""
-    write_text(out / LINES, "".join(_line(record) for record in (blank, *lines)))
+    write_text(out / LINES, "".join([_line(blank), *map(_line, lines)]))
     (out / REPORT).unlink(missing_ok=True)
 
 
