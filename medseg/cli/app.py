@@ -12,6 +12,7 @@ from medseg import __version__
 from medseg.cli import convert, models, network, prediction, scans, training
 from medseg.cli.terms import INTERRUPTED, OK, TERMINATED, USAGE, complain
 from medseg.errors import Interrupted, MedsegError
+from medseg.io.quiet import quiet_libraries
 
 app = App(
     name="medseg",
@@ -48,7 +49,7 @@ class _Terminated(BaseException):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors with a remedy are one line on stderr, never a traceback."""
     try:
-        with _terminable():
+        with _terminable(), quiet_libraries():
             code = app(None if argv is None else list(argv), exit_on_error=False)
         return code if isinstance(code, int) else OK
     except CycloptsError:

@@ -1,6 +1,5 @@
 """Command that waits for studies: listen."""
 
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -63,7 +62,6 @@ def listen(
     node = NodeSettings(port, check_title(aet, "--aet"), host, tuple(check_title(one, "--allow") for one in allow))
     options = ListenOptions(quiet, queue, int(disk * 2**30))
     predict = PredictOptions(device=device, trust=trust, format=("dicom-seg",))
-    with shown_progress(lines=False) as report, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # texts of pydicom's warnings quote what a patient's file says
+    with shown_progress(lines=False) as report:
         job(bundle, out, parse_peer(peer), node=node, options=options, predict=predict, report=report)
     return OK

@@ -10,13 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from medseg.errors import MedsegError
+from medseg.io.quiet import quiet_libraries
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -214,10 +214,14 @@ def _send(worker: _Worker, value: object) -> None:
 
 def serve(requests: io.BufferedReader) -> None:
     """The whole life of a worker process: build the function, then answer chunks of items until the parent is gone."""
+    with quiet_libraries():
+        _serve(requests)
+
+
+def _serve(requests: io.BufferedReader) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interruption means
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing a library prints gets between the replies
-    warnings.simplefilter("ignore")
     chunks: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
 
     def answer(kind: str, value: object) -> None:
