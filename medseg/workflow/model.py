@@ -11,6 +11,7 @@ from jaxtyping import Shaped
 from medseg.errors import DatasetError, ImageError, PlanError
 from medseg.inference.ensemble import load_members, predict_scores
 from medseg.inference.sliding_window import Forward
+from medseg.inference.streaming import turn_to_thinnest
 from medseg.io.archives import unpacked
 from medseg.io.bundles import bundle_folder, load_bundle
 from medseg.io.images import read_image
@@ -142,7 +143,7 @@ def predict_image(
     With `options.save_probabilities` the result also holds one float32 per class and voxel of that grid.
     """
     plan = tuned(bundle.plan, options)
-    prepared = prepare_image(image, plan.preprocess)
+    prepared, plan, members = turn_to_thinnest(prepare_image(image, plan.preprocess), plan, members)
     scores = predict_scores(members, prepared, plan, device=device, report=report)
     probabilities = None
     if options.save_probabilities:
