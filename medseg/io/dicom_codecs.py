@@ -30,6 +30,7 @@ from pydicom.uid import (
 
 from medseg.errors import DicomError, ImageError
 from medseg.io.dicom_headers import Header
+from medseg.io.identifiers import shown_uid
 from medseg.io.itk import read_pixels
 
 _JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless)
@@ -91,7 +92,7 @@ def code_size(code: bytes, syntax: str) -> tuple[int, int] | None:
 
 
 def _named(syntax: str) -> str:
-    return f"{UID(syntax, IGNORE).name} ({syntax})"
+    return f"{UID(syntax, IGNORE).name} ({syntax})" if shown_uid(syntax) == syntax else "no UID"
 
 
 def _decode_by_pydicom(code: bytes, header: Header) -> Shaped[np.ndarray, "*any"]:

@@ -14,6 +14,7 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 from medseg.errors import DicomError
 from medseg.io.dicom_codecs import code_size, decode
 from medseg.io.dicom_headers import Header, Pixels, open_data_set
+from medseg.io.dicom_kinds import known_colours
 from medseg.io.dicom_values import tag_name
 
 _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, Deflated)
@@ -125,7 +126,7 @@ def _check_layout(header: Header) -> None:
     native_422 = _is_native(header) and pixels.photometric == "YBR_FULL_422"
     if pixels.photometric not in allowed_colours[pixels.samples] or native_422:
         raise DicomError(
-            f"{tag_name('PhotometricInterpretation')} is {pixels.photometric or 'missing'}",
+            f"{tag_name('PhotometricInterpretation')} is {known_colours(pixels.photometric)}",
             where=path,
             hint="only grey values and RGB make a volume",
         )

@@ -7,6 +7,7 @@ import numpy as np
 
 from medseg.io.dicom_headers import Header, Slice
 from medseg.io.dicom_planes import KEYS, Plane
+from medseg.io.identifiers import shown_value
 
 Group = tuple[Slice, ...]
 _SCOUT_PLANES = 3  # planes of another orientation that a localizer has at most
@@ -175,4 +176,4 @@ def _as_numbers(value: tuple[str, ...]) -> tuple[tuple[float, str], ...]:
 
 
 def _label(keys: Sequence[str], value: Sequence[str]) -> str:
-    return ", ".join(f"{key} {part[:40] or 'none'}" for key, part in zip(keys, value, strict=True))
+    return ", ".join(f"{key} {shown_value(part)[:40] or 'none'}" for key, part in zip(keys, value, strict=True))

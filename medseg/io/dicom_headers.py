@@ -20,7 +20,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from medseg.io.dicom_kinds import Kind, image_kind, no_plane, not_an_image
+from medseg.io.dicom_kinds import Kind, image_kind, known_modality, no_plane, not_an_image
 from medseg.io.dicom_planes import PLANE_TAGS, Plane, file_planes
 from medseg.io.dicom_values import printable, text, whole
 
@@ -197,7 +197,7 @@ def _read(path: Path, file: BinaryIO, size: int) -> Header | str:
         opened.syntax,
         sop_class,
         text(places, "SOPInstanceUID"),
-        modality,
+        known_modality(modality),
         text(places, "StudyInstanceUID"),
         text(places, "SeriesInstanceUID"),
         text(places, "FrameOfReferenceUID"),

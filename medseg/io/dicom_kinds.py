@@ -53,6 +53,17 @@ _NOT_IMAGE_MODALITIES = {
     "AU": "a waveform",
 }
 _DICOMDIR = "1.2.840.10008.1.3.10"
+# Defined terms of the standard, retired ones among them: any other value is free text, which may name somebody.
+_MODALITIES = frozenset(
+    """AR ASMT AS AU BDUS BI BMD CD CF CP CR CS CT CTPROTOCOL DD DF DG DM DMS DOC DS DSA DX EC ECG EEG EMG EOG EPS ES FA
+    FID FS GM HC HD IO IOL IVOCT IVUS KER KO LEN LP LS M3D MA MG MR MS NEARIR NM OAM OCT OP OPM OPR OPT OPTBSV OPTENF
+    OPV OSS OT PA PLAN POS PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTINTENT RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT RWV
+    SEG SM SMR SR SRF ST STAIN TEXTUREMAP TG US VA VF VIDD XA XAPROTOCOL XC""".split()
+)
+_COLOURS = frozenset(
+    """MONOCHROME1 MONOCHROME2 RGB HSV ARGB CMYK XYB YBR_FULL YBR_FULL_422 YBR_PARTIAL_422 YBR_PARTIAL_420 YBR_ICT
+    YBR_RCT""".split()
+) | {"PALETTE COLOR"}
 _PROJECTIONS = frozenset({"CR", "DX", "PX", "IO", "MG", "RG", "XA", "RF", "RTIMAGE"})
 _PANORAMAS = ("PANORAM", "PANOREX", "CEPH")
 _SCOUTS = ("LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM", "SCANOGRAM")
@@ -69,6 +80,20 @@ def not_an_image(sop_class: str, modality: str) -> str | None:
         name = _NOT_IMAGES[max(fitting, key=len)] if fitting else None
     name = name or _NOT_IMAGE_MODALITIES.get(modality)
     return f"is {name}, no image" if name else None
+
+
+def known_modality(value: str) -> str:
+    """A modality that the standard defines, "" for none, "unknown" for any other text.
+
+    >>> known_modality("CT"), known_modality(""), known_modality("DOE")
+    ('CT', '', 'unknown')
+    """
+    return value if value in _MODALITIES or not value else "unknown"
+
+
+def known_colours(value: str) -> str:
+    """A photometric interpretation that the standard defines, "missing", or "unknown" for any other text."""
+    return value if value in _COLOURS else "unknown" if value else "missing"
 
 
 def no_plane(image_type: tuple[str, ...]) -> str | None:

@@ -25,6 +25,7 @@ from pydicom.uid import (
 
 from medseg.errors import DicomError, ImageError
 from medseg.io.dicom_codecs import code_size, quiet_decoder
+from medseg.io.identifiers import shown_uid
 from medseg.io.itk import read_pixels
 
 PIXEL_TAGS = """Rows Columns SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames BitsAllocated
@@ -85,12 +86,20 @@ def read_frame(path: Path, header: Any, number: int) -> Shaped[np.ndarray, "c y 
                 raise
             raise DicomError(f"frame {number + 1} cannot be decoded", where=path, hint=_AGAIN) from error
         except Exception as error:  # decoders raise many kinds on damaged files
-            reason = " ".join(str(error).split())[:200]
-            what = f"frame {number + 1} cannot be decoded ({syntax.name}: {reason})"
+            what = f"frame {number + 1} cannot be decoded ({syntax.name}: {_reason(error)})"
             raise DicomError(what, where=path, hint=_AGAIN) from error
     if planes.shape[1:] != (header.Rows, header.Columns):
         raise DicomError(f"frame {number + 1} decodes to {planes.shape[1:]}", where=path, hint=_AGAIN)
     return planes
+
+
+class _BadCode(ValueError):
+    """A code stream that contradicts the header; its text quotes no tag."""
+
+
+def _reason(error: Exception) -> str:
+    """Texts of libraries may quote the patient; the kind of error does not."""
+    return str(error) if isinstance(error, _BadCode) else type(error).__name__
 
 
 def _planes(pixels: np.ndarray, header: Any) -> Shaped[np.ndarray, "c y x"]:
@@ -122,7 +131,7 @@ def _syntax(header: Any, path: Path) -> UID:
     syntax = header.file_meta.get("TransferSyntaxUID")
     known = isinstance(syntax, UID) and not syntax.is_private and syntax.is_transfer_syntax
     if not known or syntax == DeflatedExplicitVRLittleEndian:
-        name = "deflated" if known else f"in transfer syntax {str(syntax or 'unknown')[:64]}"
+        name = "deflated" if known else f"in transfer syntax {shown_uid(str(syntax or '')) or 'unknown'}"
         raise DicomError(f"is {name}, which is not read for ultrasound", where=path, hint="export it uncompressed")
     return syntax
 
@@ -140,11 +149,11 @@ def _checked_code(path: Path, header: Any, number: int, syntax: UID) -> bytes:
         code: bytes = get_frame(file, number, number_of_frames=int(header.get("NumberOfFrames") or 1))
     size = code_size(code, str(syntax))
     if size is not None and size != (header.Rows, header.Columns):
-        raise ValueError(f"its code states {size[0]} x {size[1]} pixels")
+        raise _BadCode(f"its code states {size[0]} x {size[1]} pixels")
     if size is not None and b"\xff\xd9" not in code[-16:]:
-        raise ValueError("its code is cut short")
+        raise _BadCode("its code is cut short")
     if header.PhotometricInterpretation == "RGB" and _is_subsampled(code) and not _MARKED.search(code[:256]):
-        raise ValueError("its code holds YCbCr, the header says RGB")
+        raise _BadCode("its code holds YCbCr, the header says RGB")
     return code
 
 
@@ -173,7 +182,7 @@ def _by_gdcm(code: bytes, header: Any, syntax: UID) -> np.ndarray:
             with quiet_decoder():
                 _, pixels = read_pixels(bare, io="GDCMImageIO")
         except ImageError as error:
-            raise ValueError("damaged code stream") from error
+            raise _BadCode("damaged code stream") from error
     frame: np.ndarray = pixels[0]
     return frame
 

@@ -12,6 +12,7 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 
 from medseg.errors import MedsegError, NetworkError
+from medseg.io.dicom_kinds import known_modality
 from medseg.io.dicomweb_server import Server, redacted
 
 T = TypeVar("T")
@@ -173,7 +174,7 @@ def _value(item: Any, tag: str) -> str:
 
 def _modality(item: Mapping[str, Any]) -> str:
     """Modality, "" where the server does not say."""
-    return str(next(iter(item.get(_MODALITY, {}).get("Value") or ()), ""))
+    return known_modality(str(next(iter(item.get(_MODALITY, {}).get("Value") or ()), "")))
 
 
 def _ask(server: Server, action: Callable[[Any], T]) -> T:

@@ -66,6 +66,29 @@ def series_id(modality: str, unique: str) -> str:
     return f"{kind}-{hashlib.sha256(unique.encode()).hexdigest()[:12]}"
 
 
+def shown_uid(uid: str) -> str:
+    """A UID as it is, and for any other text a hash of it: only digits and dots name nobody.
+
+    >>> shown_uid("1.2.840.1"), shown_uid("DOE")
+    ('1.2.840.1', 'invalid-c558ca848b23')
+    """
+    if not uid or re.fullmatch(r"[0-9.]{1,64}", uid):
+        return uid
+    return f"invalid-{hashlib.sha256(uid.encode()).hexdigest()[:12]}"
+
+
+def shown_value(value: str) -> str:
+    """Numbers and codes of a tag as they are, and for any other text a hash of it.
+
+    >>> shown_value("4.6"), shown_value("ORIGINAL\\\\PRIMARY"), shown_value("Doe")
+    ('4.6', 'ORIGINAL\\\\PRIMARY', 'text fd53ef')
+    """
+    parts = value.split("\\")
+    if all(re.fullmatch(r"[A-Z0-9_ ]{0,16}|[-+0-9.eE:]{1,26}", part) for part in parts):
+        return value
+    return f"text {hashlib.sha256(value.encode()).hexdigest()[:6]}"
+
+
 def _masked_name(name: str) -> str:
     if is_neutral(name):
         return name

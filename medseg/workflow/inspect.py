@@ -16,7 +16,7 @@ from medseg.io.dicom_headers import Header
 from medseg.io.dicom_layout import Layout
 from medseg.io.dicom_scan import scan_headers, walk
 from medseg.io.dicom_series import Series, check_copies, group_headers, series_layout
-from medseg.io.identifiers import masked, masked_text, series_id
+from medseg.io.identifiers import masked, masked_text, series_id, shown_uid
 from medseg.io.images import image_stem, is_image, read_image
 from medseg.io.processes import Limits, Lost, run_apart
 from medseg.io.scans import files_beside, numbered, series_key, sorted_by_kind
@@ -140,8 +140,8 @@ def _series_scan(series: Series, first: Header | str, names: _Names) -> ScanInfo
         "dicom-us" if flat else "dicom-enhanced" if frames > 1 else "dicom",
         names.path(files[0] if len(files) == 1 else Path(os.path.commonpath([file.parent for file in files]))),
         len(files),
-        series.study_uid,
-        series.uid,
+        shown_uid(series.study_uid),
+        shown_uid(series.uid),
         series.modality,
         series.part,
         frames=frames if flat else 1,
@@ -155,7 +155,9 @@ def _series_scan(series: Series, first: Header | str, names: _Names) -> ScanInfo
         return replace(scan, error=names.text(str(error), files))
     notes = [f"tilted gantry: planes lie {_pair(layout.shear_mm)} mm beside each other"] if any(layout.shear_mm) else []
     warnings = tuple(names.text(note, files) for note in (*layout.warnings, *notes))
-    return _placed(replace(scan, warnings=warnings), layout.geometry)
+    frame = layout.geometry.frame_of_reference_uid
+    geometry = replace(layout.geometry, frame_of_reference_uid=frame and shown_uid(frame))
+    return _placed(replace(scan, warnings=warnings), geometry)
 
 
 def _check_pixels(layout: Layout) -> None:

@@ -38,7 +38,8 @@ def notes_before(cases: Sequence[Case], refused: dict[Path, str], channels: Sequ
         for channel, modality in zip(channels, case.modalities, strict=False):
             expected = _MODALITIES.get(channel.casefold(), modality)
             if expected != modality:
-                found.append(f"is {modality or 'of no stated modality'}, and the model was trained on {channel}")
+                stated = {"": "of no stated modality", "unknown": "of an unknown modality"}.get(modality, modality)
+                found.append(f"is {stated}, and the model was trained on {channel}")
         notes.append(tuple(found))
     return notes
 

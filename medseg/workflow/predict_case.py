@@ -10,7 +10,7 @@ import torch
 from medseg.errors import MedsegError
 from medseg.inference.sliding_window import Forward
 from medseg.io.bundles import load_bundle
-from medseg.io.identifiers import masked_text
+from medseg.io.identifiers import masked_text, shown_uid
 from medseg.io.images import read_image, write_scores
 from medseg.io.outputs import check_formats, check_whole, output_name
 from medseg.types.dataset import Case
@@ -46,6 +46,10 @@ class Job:
             return cine_names(self.case.id, self.formats)
         labels = tuple(output_name(self.case.id, form) for form in self.formats)
         return labels if self.probabilities is None else (*labels, self.probabilities)
+
+    def series_uids(self) -> tuple[str, ...]:
+        """For its line: what is no UID is hashed."""
+        return tuple(map(shown_uid, self.case.series_uids))
 
     def said(self, text: str) -> str:
         """A text for its line, without names of folders and DICOM files that could name the patient."""
@@ -102,7 +106,7 @@ class Predictor:
             job.names(),
             prediction.volumes_ml or None,
             warnings,
-            series_uids=job.case.series_uids,
+            series_uids=job.series_uids(),
         )
 
     def _written(self, job: Job) -> Prediction:
@@ -141,7 +145,7 @@ def failed(job: Job, error: str, seconds: float = 0.0) -> CaseReport:
     """The line of a case that failed, after what there is of its results has been removed."""
     for name in job.names():
         (job.out / name).unlink(missing_ok=True)
-    uids, notes = job.case.series_uids, tuple(job.said(note) for note in job.notes)
+    uids, notes = job.series_uids(), tuple(job.said(note) for note in job.notes)
     return CaseReport(job.case.id, "failed", round(seconds, 3), error=job.said(error), warnings=notes, series_uids=uids)
 
 

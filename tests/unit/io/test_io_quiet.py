@@ -24,7 +24,7 @@ def speaks():
 
 def say(item):
     warnings.warn(f"Invalid value for VR UI: {item}", stacklevel=1)
-    logging.getLogger("pydicom").warning("Unknown encoding %s", item)
+    logging.getLogger("highdicom.image").warning("Unknown encoding %s", item)
     return item
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -129,3 +130,22 @@ def test_many_image_files_are_read_apart(tmp_path):
     scans = inspect(tmp_path).scans
     assert [scan.id for scan in scans] == [f"s{number}" for number in range(10)]
     assert [scan.error is None for scan in scans] == [number != 3 for number in range(10)]
+
+
+def test_free_text_of_tags_is_not_repeated(tmp_path, capsys):
+    tags = {"Modality": "GEHEIM", "study": "Geheim-study", "SequenceName": "Geheim"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_dicom(tmp_path / "a", PIXELS, grid(PIXELS.shape, frame="Geheim-frame"), series="Geheim-series", **tags)
+        write_dicom(tmp_path / "a/b", PIXELS, grid(PIXELS.shape, frame="Geheim-frame"), series="Geheim-series",
+                    **(tags | {"SequenceName": "FL3D"}))  # fmt: skip
+        write_dicom(tmp_path / "c", PIXELS, grid(PIXELS.shape), PhotometricInterpretation="GEHEIM")
+    scans = inspect(tmp_path).scans
+    assert sorted(scan.part for scan in scans if not scan.error) == ["SequenceName FL3D", "SequenceName text d768cc"]
+    assert {scan.modality for scan in scans} == {"unknown", "CT"}
+    assert all(scan.series_uid.startswith("invalid-") for scan in scans if scan.modality == "unknown")
+    assert any("PhotometricInterpretation (0028,0004) is unknown" in (scan.error or "") for scan in scans)
+    for options in ([], ["--json"]):
+        main(["inspect", str(tmp_path), *options])
+        said = "".join(capsys.readouterr()).replace(str(tmp_path), "")
+        assert "eheim" not in said.casefold()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 import zipfile
 
 import numpy as np
@@ -154,6 +155,18 @@ def test_another_modality_than_trained_on_is_a_warning(bundle, tmp_path):
     write_study(tmp_path / "in" / "b", 1, series="1.2.2", Modality="MR")
     warnings = {case.series_uids: case.warnings for case in run(bundle, [tmp_path / "in"], tmp_path / "out").cases}
     assert warnings == {("1.2.1",): (), ("1.2.2",): ("is MR, and the model was trained on CT",)}
+
+
+def test_free_text_of_tags_is_not_in_the_report(bundle, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_study(tmp_path / "in" / "a", 0, series="Geheim-series", Modality="Geheim")
+        write_study(tmp_path / "in" / "b", 1, series="1.2.2", PhotometricInterpretation="GEHEIM")
+        lines = {case.status: case for case in run(bundle, [tmp_path / "in"], tmp_path / "out").cases}
+    assert lines["ok"].warnings == ("is of an unknown modality, and the model was trained on CT",)
+    assert lines["ok"].case_id.removeprefix("DICOM-") == lines["ok"].series_uids[0].removeprefix("invalid-")
+    assert "PhotometricInterpretation (0028,0004) is unknown" in lines["failed"].error
+    assert "geheim" not in (tmp_path / "out" / "report.json").read_text().casefold()
 
 
 def test_an_archive_is_predicted_as_its_folder(bundle, tmp_path):
