@@ -9,10 +9,17 @@ from medseg.types.image import Image
 
 _NIFTI = (".nii.gz", ".nii")
 _ITK = (".mha", ".nrrd")
+_SEGMENTATION = ".seg.nrrd"
 
 
 def check_volume_format(path: Path) -> None:
-    """Raise ImageError unless `path` ends in .nii.gz, .nii, .mha or .nrrd, the formats that hold any volume."""
+    """Raise ImageError unless `path` ends in .nii.gz, .nii, .mha or .nrrd, the formats that hold any volume.
+
+    Names of segmentations (.seg.nrrd) are refused too: other programs would take the scan for one.
+    """
+    if path.name.lower().endswith(_SEGMENTATION):
+        what = f"{_SEGMENTATION} is the name of segmentations, and this writes a scan"
+        raise ImageError(what, where=path, hint="use .nrrd; medseg predict --format seg.nrrd writes segmentations")
     if not path.name.lower().endswith((*_NIFTI, *_ITK)):
         raise ImageError("is no format for volumes", where=path, hint="use .nii.gz, .nii, .mha or .nrrd")
 

@@ -66,6 +66,13 @@ def test_an_unknown_suffix_is_refused_before_anything_is_read(tmp_path):
         convert(tmp_path / "absent.nii", tmp_path / "out.png")
 
 
+@pytest.mark.parametrize("name", ["out.seg.nrrd", "OUT.SEG.NRRD"])
+def test_a_scan_is_not_named_like_a_segmentation(scan, tmp_path, capsys, name):
+    assert main(["convert", str(scan), "-o", str(tmp_path / name)]) == 2
+    assert "is the name of segmentations" in capsys.readouterr().err
+    assert not (tmp_path / name).exists()
+
+
 def test_a_failed_conversion_leaves_the_older_file(scan, tmp_path):
     out = tmp_path / "out.nii.gz"
     out.write_bytes(b"older")
