@@ -1,8 +1,12 @@
 """Records as plain text for stdout."""
 
+import re
 from collections.abc import Mapping
 
-from medseg.types.result import RunReport
+from medseg.types.result import CaseReport, RunReport
+
+_MASKED = re.compile(r"(?<![^\s/(])\*(?![^\s/.:)])")
+_HIDDEN = "* hides names that may be a patient's; --keep-identifiers shows them"
 
 
 def score_lines(scores: Mapping[str, object]) -> str:
@@ -20,12 +24,20 @@ def _number(value: object) -> str:
 
 
 def report_lines(report: RunReport) -> str:
-    """One line per case with its volumes or its error, and a closing count."""
+    """One line per case with its volumes, areas or error, and a closing count."""
     lines = []
     for case in report.cases:
         done = "done" if case.outputs else "left out"
-        volumes = ", ".join(f"{name} {volume:.2f} ml" for name, volume in (case.volumes_ml or {}).items())
-        lines.append(f"{case.status}: {case.case_id}: {case.error or volumes or done}")
+        error = (case.error or "").removeprefix(f"{case.case_id}: ")
+        lines.append(f"{case.status}: {case.case_id}: {error or _sizes(case) or done}")
         lines.extend(f"  warning: {warning}" for warning in case.warnings)
     counts = [f"{sum(c.status == s for c in report.cases)} {s}" for s in ("ok", "skipped", "failed")]
-    return "\n".join([*lines, ", ".join(counts)])
+    hidden = [_HIDDEN] if any(_MASKED.search(line) for line in lines) else []
+    return "\n".join([*lines, *hidden, ", ".join(counts)])
+
+
+def _sizes(case: CaseReport) -> str:
+    volumes = [f"{name} {volume:.2f} ml" for name, volume in (case.volumes_ml or {}).items()]
+    areas = [f"{name} {area:.2f} mm2" for name, area in (case.area_mm2 or {}).items()]
+    largest = [f"{name} up to {area:.2f} mm2" for name, area in (case.largest_area_mm2 or {}).items()]
+    return ", ".join((*volumes, *areas, *largest))

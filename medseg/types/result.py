@@ -31,7 +31,10 @@ class ModelBundle:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Result for one case, on the grid of the input scan; `source` is where that scan came from."""
+    """Result for one case, on the grid of the input scan; `source` is where that scan came from.
+
+    An ultrasound frame has no thickness: it has areas instead of volumes.
+    """
 
     case_id: str
     labels: LabelMap
@@ -39,6 +42,7 @@ class Prediction:
     probabilities: Probabilities | None = None
     warnings: tuple[str, ...] = ()
     source: Source | None = None
+    area_mm2: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,10 @@ class Provenance:
 
 @dataclass(frozen=True)
 class CaseReport:
-    """One line of a batch run; a failed case never stops the batch. `series_uids` are those of DICOM scans."""
+    """One line of a batch run; a failed case never stops the batch. `series_uids` are those of DICOM scans.
+
+    Ultrasound has areas in place of volumes: `area_mm2` of a single frame, `largest_area_mm2` of a cine.
+    """
 
     case_id: str
     status: Literal["ok", "skipped", "failed"]
@@ -62,6 +69,8 @@ class CaseReport:
     warnings: tuple[str, ...] = ()
     error: str | None = None
     series_uids: tuple[str, ...] = ()
+    area_mm2: Mapping[str, float] | None = None
+    largest_area_mm2: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,11 @@ class CinePrediction:
             for frame in labels.array
         ]
 
+    def largest_mm2(self) -> dict[str, float]:
+        """Of every label its largest area in any frame."""
+        frames = self.areas_mm2()
+        return {name: max(frame[name] for frame in frames) for name in frames[0]}
+
 
 def cine_file(case: Case) -> Path | None:
     """The file of a case that is an ultrasound cine, else None; reads a header."""

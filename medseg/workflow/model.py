@@ -156,8 +156,8 @@ def predict_image(
         labels = cut_to_fan(labels, image_fan(image))
     cleaned = clean(labels, plan.postprocess if options.clean else ())
     warnings = tuple(dict.fromkeys((*prepared.warnings, *cleaned.warnings)))
-    volumes = {} if dicom_us else volumes_ml(cleaned)  # a frame has no thickness
-    return Prediction(case_id, cleaned, volumes, probabilities, warnings, image.source)
+    volumes, areas = ({}, areas_mm2(cleaned)) if dicom_us else (volumes_ml(cleaned), {})  # a frame has no thickness
+    return Prediction(case_id, cleaned, volumes, probabilities, warnings, image.source, areas)
 
 
 def members_of(bundle: ModelBundle, device: torch.device, options: PredictOptions) -> tuple[Forward, ...]:
@@ -180,13 +180,24 @@ def tuned(plan: Plan, options: PredictOptions) -> Plan:
 
 def volumes_ml(labels: LabelMap) -> dict[str, float]:
     """Volume of every label in ml (a region is the union of its values); empty where the grid has no spacing."""
+    ml = labels.geometry.voxel_mm3() / 1000
+    return {name: round(count * ml, 6) for name, count in _counts(labels).items()}
+
+
+def areas_mm2(labels: LabelMap) -> dict[str, float]:
+    """Area of every label in mm2, of all planes together; empty where the grid has no spacing."""
+    _, dy, dx = labels.geometry.spacing_mm
+    return {name: round(count * dy * dx, 4) for name, count in _counts(labels).items()}
+
+
+def _counts(labels: LabelMap) -> dict[str, int]:
+    """Voxels of every label; empty where the grid has no spacing."""
     if labels.geometry.unit != "mm":
         return {}
     counts = np.zeros(np.iinfo(labels.array.dtype).max + 1, np.int64)
     for plane in labels.array:
         counts += np.bincount(plane.ravel(), minlength=len(counts))
-    ml = labels.geometry.voxel_mm3() / 1000
-    return {item.name: round(int(counts[list(voxel_values(item))].sum()) * ml, 6) for item in labels.labels.items}
+    return {item.name: int(counts[list(voxel_values(item))].sum()) for item in labels.labels.items}
 
 
 def _from_array(array: np.ndarray, spacing: Sequence[float] | None, plan: Plan) -> Image:

@@ -99,6 +99,7 @@ class Predictor:
         except Exception as error:
             return failed(job, reason(error, job.case), time.monotonic() - start)
         warnings = tuple(job.said(warning) for warning in (*job.notes, *prediction.warnings))
+        one, largest = (prediction.area_mm2, None) if job.cine is None else (None, prediction.area_mm2)
         return CaseReport(
             job.case.id,
             "ok",
@@ -107,6 +108,8 @@ class Predictor:
             prediction.volumes_ml or None,
             warnings,
             series_uids=job.series_uids(),
+            area_mm2=one or None,
+            largest_area_mm2=largest or None,
         )
 
     def _written(self, job: Job) -> Prediction:
@@ -131,7 +134,7 @@ class Predictor:
             report=self.report,
         )
         notes = write_cine(made, job.out, job.formats, self.made_by, options=self.options)
-        return replace(made.prediction, warnings=(*made.prediction.warnings, *notes))
+        return replace(made.prediction, area_mm2=made.largest_mm2(), warnings=(*made.prediction.warnings, *notes))
 
 
 def predictor_in_worker(folder: Path, options: PredictOptions, made_by: Provenance) -> Callable[[Job], CaseReport]:

@@ -39,6 +39,8 @@ def test_report_lines_say_what_failed_and_count():
         CaseReport("a", "ok", 1.0, ("a.nii.gz",), {"tooth": 1.234}, ("odd header",)),
         CaseReport("b", "failed", 1.0, error="b.nii.gz: cut off. copy it again"),
         CaseReport("c", "skipped", 0.0, ("c.nii.gz",), {"tooth": 2.0}),
+        CaseReport("d", "ok", 1.0, ("d.nii.gz",), area_mm2={"cyst": 12.345, "wall": 0.0}),
+        CaseReport("e", "ok", 1.0, ("e.gif",), largest_area_mm2={"cyst": 7.0}),
     )
     text = report_lines(RunReport("medseg.report/1", "0", "0", "cpu", cases))
     assert text.splitlines() == [
@@ -46,7 +48,9 @@ def test_report_lines_say_what_failed_and_count():
         "  warning: odd header",
         "failed: b: b.nii.gz: cut off. copy it again",
         "skipped: c: tooth 2.00 ml",
-        "1 ok, 1 skipped, 1 failed",
+        "ok: d: cyst 12.35 mm2, wall 0.00 mm2",
+        "ok: e: cyst up to 7.00 mm2",
+        "3 ok, 1 skipped, 1 failed",
     ]
 
 

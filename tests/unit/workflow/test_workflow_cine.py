@@ -1,6 +1,7 @@
 """Cines through a 2D network whose answer is known: label 1 above 100, 2 above 200."""
 
 import csv
+import json
 import shutil
 import subprocess
 import sys
@@ -292,7 +293,21 @@ def test_a_single_frame_gets_a_seg_too(tmp_path, bundle):
     seg = highdicom.seg.segread(tmp_path / "out" / line.outputs[0])
     found = seg.get_pixels_by_source_instance([source.SOPInstanceUID], combine_segments=True)
     np.testing.assert_array_equal(found[0], truth[0])
-    assert line.volumes_ml is None
+    assert line.volumes_ml is None and line.largest_area_mm2 is None
+    assert line.area_mm2 == {"cyst": 0.25 * (truth[0] == 1).sum(), "wall": 0.25 * (truth[0] == 2).sum()}
+
+
+def test_the_report_has_the_largest_area_of_a_cine(tmp_path, bundle):
+    frames, truth, _ = frames_and_truth()
+    frames[2:][frames[2:] == 230] = 150  # the wall is gone after two frames
+    frames[0][truth[0] == 1] = 50
+    write_cine(tmp_path / "in", frames)
+    (line,) = run(bundle, tmp_path / "in", tmp_path / "out").cases
+    assert line.volumes_ml is None and line.area_mm2 is None
+    cyst = 0.25 * max((frame > 0).sum() for frame in truth[2:])
+    assert line.largest_area_mm2 == {"cyst": cyst, "wall": 0.25 * (truth[0] == 2).sum()}
+    stored = json.loads((tmp_path / "out/report.json").read_text())
+    assert stored["cases"][0]["largest_area_mm2"] == line.largest_area_mm2
 
 
 def test_an_overlay_is_asked_for_cines_only(tmp_path, bundle):
