@@ -22,7 +22,7 @@ def orientation_code(geometry: Geometry) -> str:
     >>> orientation_code(Geometry((2, 3, 4), (1.0, 1.0, 1.0), direction=((0, 0, -1), (1, 0, 0), (0, -1, 0))))
     'PIR'
     """
-    direction = np.array(geometry.direction)
+    direction = np.array(geometry.direction, dtype=float)
     axes = _closest_axes(direction)
     return "".join(_NAMES[axis][int(direction[axis, column] > 0)] for column, axis in enumerate(axes))
 
@@ -44,7 +44,7 @@ def reorient(
     if code == STORED:
         return array, geometry
     axes, signs = _parse(code)
-    direction = np.array(geometry.direction)
+    direction = np.array(geometry.direction, dtype=float)
     now = _closest_axes(direction)
     if geometry.shape[0] == 1 and axes[2] != now[2]:
         order = [axis for axis in axes if axis != now[2]] + [now[2]]
