@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _WORDS = "ct cta cbct mr mri us pt pet nm im img image images i s se ser serie series sl slice slices st study frame "
@@ -33,8 +34,10 @@ def masked(path: Path, root: Path) -> str:
     return "/".join(_masked_name(part) for part in parts) or "."
 
 
-def masked_text(text: str, paths: Iterable[Path], root: Path) -> str:
+def masked_text(text: str, paths: Iterable[Path], root: Path, *, series: bool = False) -> str:
     """A message about `paths` below `root`: relative to `root`, with "*" for parts of them that could name a patient.
+
+    Where the paths are the files of a `series`, a masked one is told by its number in the order of their names.
 
     >>> masked_text("/in/DOE/I7: lies where DOE/I6 lies", [Path("/in/DOE/I7"), Path("/in/DOE/I6")], Path("/in"))
     '*/I7: lies where */I6 lies'
@@ -43,11 +46,20 @@ def masked_text(text: str, paths: Iterable[Path], root: Path) -> str:
         here = rf"(?<![\w./]){re.escape(str(root))}"
         end = r"(?![\w/])" if root.is_absolute() else "(?=:)"  # a relative one could be a word of the text
         text = re.sub(here + end, "scan", re.sub(f"{here}/", "", text))
+    paths = sorted(set(paths))
     names = {part for path in paths if path.is_relative_to(root) for part in path.relative_to(root).parts}
+    numbers = _file_numbers(paths) if series else {}
     for name in sorted((name for name in names if not is_neutral(name)), key=len, reverse=True):
-        text = re.sub(_occurrences(name), _masked_name(name), text)
+        text = re.sub(_occurrences(name), _masked_name(name) + numbers.get(name, ""), text)
     home = "" if is_neutral(root.name) else rf"(?<!\w){re.escape(root.name)}(?=/)"
     return re.sub(home, "*", text) if home and root.name else text
+
+
+def _file_numbers(paths: Sequence[Path]) -> dict[str, str]:
+    """For every file name that occurs once, which of the files it is, if there are several."""
+    often = Counter(path.name for path in paths)
+    numbered = enumerate(paths, start=1)
+    return {p.name: f" (file {i} of {len(paths)})" for i, p in numbered if often[p.name] == 1 and len(paths) > 1}
 
 
 def _occurrences(name: str) -> str:

@@ -90,8 +90,8 @@ class _Names:
             return masked(path, self.root)
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
 
-    def text(self, text: str, files: Sequence[Path]) -> str:
-        return text if self.keep_identifiers else masked_text(text, files, self.root)
+    def text(self, text: str, files: Sequence[Path], *, series: bool = False) -> str:
+        return text if self.keep_identifiers else masked_text(text, files, self.root, series=series)
 
 
 def inspect(path: Path | str, *, keep_identifiers: bool = False, report: Report = silent) -> Inspection:
@@ -152,9 +152,9 @@ def _series_scan(series: Series, first: Header | str, names: _Names) -> ScanInfo
         if not flat:
             _check_pixels(layout)
     except MedsegError as error:
-        return replace(scan, error=names.text(str(error), files))
+        return replace(scan, error=names.text(str(error), files, series=True))
     notes = [f"tilted gantry: planes lie {_pair(layout.shear_mm)} mm beside each other"] if any(layout.shear_mm) else []
-    warnings = tuple(names.text(note, files) for note in (*layout.warnings, *notes))
+    warnings = tuple(names.text(note, files, series=True) for note in (*layout.warnings, *notes))
     frame = layout.geometry.frame_of_reference_uid
     geometry = replace(layout.geometry, frame_of_reference_uid=frame and shown_uid(frame))
     return _placed(replace(scan, warnings=warnings), geometry)

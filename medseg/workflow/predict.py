@@ -53,10 +53,11 @@ def predict_folder(
     Writes one file per format on the grid of each scan (and `probabilities/<case id>.nii.gz` on request), after every
     case its line in `report.jsonl`, and at the end all lines in `report.json`. A scan that cannot be read or predicted,
     or that takes its process down, is a failed line with what, where and what to do, and leaves no label map, not even
-    an older one. Raises MedsegError only for what concerns all of them: a bad bundle, no scans, an output folder that
-    another run works in, that cannot be written, or that would mix results with inputs.
+    an older one. Raises MedsegError only for what concerns all of them: a bad bundle, no scans, an input that is not
+    there, an output folder that another run works in, that cannot be written, or that would mix results with inputs.
     """
     out, given = Path(out), [Path(path) for path in inputs]
+    _refuse_missing(given)
     device = resolve_device(options.device)
     refuse_unwritable(out)
     folder = bundle_folder(Path(bundle))
@@ -144,6 +145,13 @@ def _workers(options: PredictOptions, cases: int) -> int:
             raise DatasetError(f"{options.workers} is no number of processes", where="--workers", hint="give 0 or more")
         return options.workers
     return 1 if cases > _FEW or options.case_minutes else 0
+
+
+def _refuse_missing(inputs: Sequence[Path]) -> None:
+    """Raise DatasetError for the first input that is not there, named as it was given."""
+    for path in inputs:
+        if not path.exists():
+            raise DatasetError("no such file or folder", where=path, hint="check the path")
 
 
 def refuse_unwritable(out: Path) -> None:

@@ -55,8 +55,9 @@ class Job:
         """A text for its line, without names of folders and DICOM files that could name the patient."""
         if self.keep_identifiers:
             return text
-        files = [file for files in self.case.files for file in files] or [path.parent for path in self.case.images]
-        return masked_text(text, files, self.root)
+        files = [file for files in self.case.files for file in files]
+        folders = [path.parent for path in self.case.images]
+        return masked_text(text, files or folders, self.root, series=bool(files))
 
 
 @dataclass(frozen=True, eq=False)

@@ -169,6 +169,34 @@ def test_free_text_of_tags_is_not_in_the_report(bundle, tmp_path):
     assert "geheim" not in (tmp_path / "out" / "report.json").read_text().casefold()
 
 
+def predict(bundle, *arguments):
+    return main(["predict", str(bundle), *map(str, arguments), "--device", "cpu", "--trust", "threshold_lab"])
+
+
+def test_an_input_that_is_not_there_is_wrong_usage(bundle, tmp_path, capsys):
+    folder = write_scans(tmp_path / "in", 1)
+    assert predict(bundle, folder, tmp_path / "Meier 1950" / "nope", "-o", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error == f"error: {tmp_path}/Meier 1950/nope: no such file or folder. check the path\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_masked_fault_can_be_found(bundle, tmp_path, capsys):
+    write_study(tmp_path / "MEIER" / "a", 0, series="1.2.1")
+    files = sorted((tmp_path / "MEIER" / "a").iterdir())
+    cut = files[2]
+    cut.write_bytes(cut.read_bytes()[:-40])
+    (tmp_path / "Brief.txt").write_text("no image")
+    assert predict(bundle, tmp_path / "MEIER", tmp_path / "Brief.txt", "-o", tmp_path / "out") == 1
+    told = capsys.readouterr().out
+    assert f"*.dcm (file 3 of {len(files)}): " in told and "Person" not in told
+    assert told.count("--keep-identifiers shows them") == 1
+    assert "failed: input 2 (*.txt): no image file\n" in told
+    assert predict(bundle, tmp_path / "MEIER", "-o", tmp_path / "named", "--keep-identifiers") == 1
+    told = capsys.readouterr().out
+    assert cut.name in told and "shows them" not in told
+
+
 def test_an_archive_is_predicted_as_its_folder(bundle, tmp_path):
     write_study(tmp_path / "MEIER" / "a", 0, series="1.2.1")
     write_scans(tmp_path / "MEIER" / "b", 1)
