@@ -31,7 +31,7 @@ from medseg.workflow.model import (
     predict_image,
     tuned,
 )
-from medseg.workflow.predict_case import Job, Predictor, failed, kept, predictor_in_worker, roots_of
+from medseg.workflow.predict_case import Job, Predictor, failed, kept, older_results, predictor_in_worker, roots_of
 
 __all__ = ["Model", "PredictOptions", "load_model", "predict_folder", "predict_image"]
 REPORT = journal.REPORT
@@ -196,7 +196,8 @@ def _jobs(
         formats = _formats(case, cine, options)
         probabilities = f"probabilities/{case.id}.nii.gz" if options.save_probabilities else None
         root = root_of(case.images[0])
-        jobs.append(Job(case, out, formats, probabilities, root, known, options.keep_identifiers, cine))
+        job = Job(case, out, formats, probabilities, root, known, options.keep_identifiers, cine)
+        jobs.append(replace(job, notes=(*known, *older_results(job))))
     _refuse_clashes(jobs, out)
     return jobs
 

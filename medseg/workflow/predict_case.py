@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -12,7 +13,7 @@ from medseg.inference.sliding_window import Forward
 from medseg.io.bundles import load_bundle
 from medseg.io.identifiers import masked_text, shown_uid
 from medseg.io.images import read_image, write_scores
-from medseg.io.outputs import check_formats, check_whole, output_name
+from medseg.io.outputs import Format, check_formats, check_whole, output_name
 from medseg.types.dataset import Case
 from medseg.types.labels import Labels
 from medseg.types.progress import Report, silent
@@ -136,6 +137,19 @@ class Predictor:
         )
         notes = write_cine(made, job.out, job.formats, self.made_by, options=self.options)
         return replace(made.prediction, area_mm2=made.largest_mm2(), warnings=(*made.prediction.warnings, *notes))
+
+
+def older_results(job: Job) -> tuple[str, ...]:
+    """Warnings about results of the case in formats that this run does not write: they may be of another model."""
+    case, own = job.case, {*job.names()}
+    possible = [*cine_names(case.id, get_args(Format)), f"probabilities/{case.id}.nii.gz"]
+    inputs = {path.absolute() for path in case.images}
+    there = [name for name in possible if name not in own and (job.out / name).is_file()]
+    return tuple(
+        f"{name} was there before and is not of this run; remove it if it is of no use"
+        for name in there
+        if (job.out / name).absolute() not in inputs
+    )
 
 
 def predictor_in_worker(folder: Path, options: PredictOptions, made_by: Provenance) -> Callable[[Job], CaseReport]:

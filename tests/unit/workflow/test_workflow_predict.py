@@ -263,6 +263,31 @@ def test_formats_follow_the_input_or_the_option(bundle, tmp_path):
     assert report.cases[1].volumes_ml is None
 
 
+def test_results_of_another_run_in_other_formats_stay_with_a_warning(bundle, tmp_path):
+    (tmp_path / "in").mkdir()
+    write_nifti(scan(OBLIQUE)[0], OBLIQUE, tmp_path / "in/a.nii.gz")
+    out = tmp_path / "out"
+    options = trusted(format=("nii.gz", "nrrd"), save_probabilities=True)
+    predict_folder(bundle, [tmp_path / "in"], out, options=options)
+    (again,) = predict_folder(
+        bundle, [tmp_path / "in"], out, options=trusted(format=("mha", "nrrd"), clean=False)
+    ).cases
+    assert again.outputs == ("a.mha", "a.nrrd") and again.status == "ok"
+    older = [note.split()[0] for note in again.warnings if "not of this run" in note]
+    assert older == ["a.nii.gz", "probabilities/a.nii.gz"]
+    assert all((out / name).is_file() for name in older)
+    for name in older:
+        (out / name).unlink()
+    (last,) = predict_folder(bundle, [tmp_path / "in"], out, options=trusted(format=("mha", "nrrd"))).cases
+    assert not any("not of this run" in note for note in last.warnings)
+
+
+def test_a_scan_beside_its_results_is_no_older_result(bundle, tmp_path):
+    write_nifti(scan(OBLIQUE)[0], OBLIQUE, tmp_path / "a.nii.gz")
+    (line,) = predict_folder(bundle, [tmp_path / "a.nii.gz"], tmp_path, options=trusted(format=("nrrd",))).cases
+    assert not any("not of this run" in note for note in line.warnings)
+
+
 def test_probabilities_lie_on_the_grid_of_the_scan(bundle, tmp_path):
     folder = write_scans(tmp_path / "in", 1)
     report = predict_folder(bundle, [folder], tmp_path / "out", options=trusted(save_probabilities=True))
