@@ -7,7 +7,8 @@ from cyclopts import App, Parameter
 
 from medseg.cli.terms import OK, complain, show
 
-model = App(name="model", help="Look at model bundles.", help_format="plaintext", result_action="return_value")
+_HELP = "Look at model bundles.\n\nExample: medseg model show RUN/bundle"
+model = App(name="model", help=_HELP, help_format="plaintext", result_action="return_value")
 
 
 @model.command(name="show")

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Shaped, UInt8
 from PIL import ImageColor
 from scipy import ndimage
 
-from medseg.errors import DicomError, PlanError
+from medseg.errors import DicomError
 from medseg.inference.ensemble import predict_scores
 from medseg.inference.sliding_window import Forward
 from medseg.io.animation import write_gif
@@ -86,8 +86,6 @@ def check_cine(path: Path, plan: Plan, formats: Sequence[str], options: PredictO
         raise DicomError(f"--format {wrong[0]} does not hold a cine", where=path, hint=f"use {', '.join(_ALLOWED)}")
     if options.save_probabilities:
         raise DicomError("probabilities of cines are not written", where=path, hint="leave out --save-probabilities")
-    if options.temporal_median < 1 or options.temporal_median % 2 == 0:
-        raise PlanError(f"{options.temporal_median} is not odd", where="temporal_median", hint="use 1, 3, 5, ...")
 
 
 def predict_cine(

@@ -61,6 +61,11 @@ class PredictOptions:
     spacing_mm: tuple[float, float] | None = None
     temporal_median: int = 1
 
+    def __post_init__(self) -> None:
+        width = self.temporal_median
+        if width < 1 or width % 2 == 0:
+            raise PlanError(f"{width} is no odd number of frames", where="--temporal-median", hint="use 1, 3, 5, ...")
+
 
 _DEFAULT = PredictOptions()
 

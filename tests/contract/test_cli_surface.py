@@ -1,3 +1,5 @@
+import pytest
+
 from medseg.cli.app import app
 
 SURFACE = {
@@ -50,6 +52,12 @@ def surface(command):
 
 def test_commands_change_on_purpose_only():
     assert leaves(app) == set(SURFACE)
+
+
+@pytest.mark.parametrize("command", [*SURFACE, "model"])
+def test_the_help_of_every_command_has_an_example(command, capsys):
+    app([*command.split(), "--help"])
+    assert f"Example: medseg {command} " in capsys.readouterr().out
 
 
 def test_options_change_on_purpose_only():

@@ -373,7 +373,12 @@ def test_contours_on_a_tilted_gantry(tmp_path):
     places = {h.SOPInstanceUID: h.ImagePositionPatient for h in map(pydicom.dcmread, image.source.files)}
     for contour in contours(ds):
         named = places[contour.ContourImageSequence[0].ReferencedSOPInstanceUID]
-        assert np.allclose(np.array(contour.ContourData, float)[2::3], float(named[2]), atol=1e-3)
+        points = np.array(contour.ContourData, float).reshape(-1, 3)
+        assert np.allclose(points[:, 2], float(named[2]), atol=1e-3)
+        dx, dy = image.geometry.spacing_mm[2], image.geometry.spacing_mm[1]
+        first, last = (image.geometry.affine() @ [0, *corner, 1] for corner in ((8, 5), (19, 14)))
+        assert np.allclose(points.min(axis=0)[:2], first[:2] - 0.49 * np.array([dx, dy]), atol=0.02)
+        assert np.allclose(points.max(axis=0)[:2], last[:2] + 0.49 * np.array([dx, dy]), atol=0.02)
 
 
 def test_contours_on_a_multi_frame_image_name_their_frame(tmp_path):

@@ -18,6 +18,7 @@ from PIL import ImageDraw, ImageSequence
 from safetensors.torch import save_file
 from us_phantoms import Sector, save, us_dataset
 
+from medseg.cli import main
 from medseg.io.bundles import load_bundle, save_bundle
 from medseg.io.images import read_labels
 from medseg.networks.build import build_network
@@ -233,7 +234,6 @@ def test_a_running_median_of_all_frames_by_hand():
     [
         (3, {}, "is a cine, and the model is 3D"),
         (2, {"format": ("png",)}, "--format png does not hold a cine"),
-        (2, {"temporal_median": 4}, "4 is not odd"),
         (2, {"save_probabilities": True}, "probabilities of cines"),
     ],
 )
@@ -244,6 +244,15 @@ def test_what_a_cine_cannot_be_is_refused(tmp_path, ndim, options, said):
     assert line.status == "failed"
     assert said in line.error
     assert [path.name for path in (tmp_path / "out").iterdir() if path.suffix not in (".json", ".jsonl")] == []
+
+
+@pytest.mark.parametrize("frames", [4, 0, -1])
+def test_a_median_over_an_even_number_of_frames_is_wrong_usage(tmp_path, bundle, capsys, frames):
+    write_cine(tmp_path / "in", frames_and_truth()[0])
+    words = ["predict", bundle, tmp_path / "in", "-o", tmp_path / "out", f"--temporal-median={frames}"]
+    assert main([*map(str, words), "--trust", "my_lab"]) == 2
+    assert f"--temporal-median: {frames} is no odd number" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_spacing_can_be_given(tmp_path, bundle):
