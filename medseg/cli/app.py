@@ -1,12 +1,13 @@
 """The `medseg` command. Exit 0: all well; 1: faults or failed cases; 2: usage or an error that has a remedy."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, MissingArgumentError
 
 from medseg import __version__
 from medseg.cli import convert, models, network, prediction, scans, training
@@ -52,8 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _terminable(), quiet_libraries():
             code = app(None if argv is None else list(argv), exit_on_error=False)
         return code if isinstance(code, int) else OK
-    except CycloptsError:
-        return USAGE  # cyclopts has printed it
+    except CycloptsError as error:  # cyclopts has printed it
+        _complain_of_order(error, sys.argv[1:] if argv is None else argv)
+        return USAGE
     except Interrupted as error:
         return complain(str(error), 128 + error.signum)
     except (MedsegError, OSError) as error:
@@ -62,6 +64,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain("interrupted", INTERRUPTED)
     except _Terminated:
         return complain("terminated", TERMINATED)
+
+
+def _complain_of_order(error: CycloptsError, words: Sequence[str]) -> None:
+    """Say why files are missing where an option of several words has taken them."""
+    if not isinstance(error, MissingArgumentError):
+        return
+    command = app
+    for word in error.command_chain or ():
+        command = command[word]
+    several = [a.names for a in command.assemble_argument_collection() if a.parameter.consume_multiple]
+    taking = [word for word in words if any(word in names for names in several)]
+    if taking:
+        hint = "put files and folders before it, or another option between them"
+        complain(f"{taking[0]} takes all words after it: {hint}", USAGE)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 import pytest
 
-from medseg.cli.app import app
+from medseg.cli.app import app, main
 
 SURFACE = {
     "check": {"DATASET"},
@@ -58,6 +58,15 @@ def test_commands_change_on_purpose_only():
 def test_the_help_of_every_command_has_an_example(command, capsys):
     app([*command.split(), "--help"])
     assert f"Example: medseg {command} " in capsys.readouterr().out
+
+
+def test_an_option_that_takes_the_scans_with_it_says_so(capsys):
+    assert main(["predict", "B", "--format", "dicom-seg", "SCANS", "-o", "OUT"]) == 2
+    assert "--format takes all words after it: put files and folders before it" in capsys.readouterr().err
+    assert main(["predict", "B", "--folds", "0", "SCANS", "-o", "OUT"]) == 2
+    assert "--folds takes all words" in capsys.readouterr().err
+    assert main(["convert", "--series", "1.2", "-o", "OUT"]) == main(["predict", "-o", "OUT"]) == 2
+    assert "takes all words" not in capsys.readouterr().err
 
 
 def test_options_change_on_purpose_only():
