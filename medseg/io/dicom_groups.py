@@ -5,7 +5,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from medseg.errors import MedsegError
 from medseg.io.dicom_headers import Header, Slice
+from medseg.io.dicom_pixels import same_pixels
 from medseg.io.dicom_planes import KEYS, Plane
 from medseg.io.identifiers import shown_value
 
@@ -14,6 +16,7 @@ _SCOUT_PLANES = 3  # planes of another orientation that a localizer has at most
 _SAME_PLACE_MM = 0.005  # positions are often written with two decimals
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _ALIKE = 0.01  # of direction cosines in one stack
+_UNEVEN = 0.02  # of the slice distance, by which distances differ in one volume
 
 
 def group_slices(headers: Iterable[Header]) -> tuple[list[tuple[Group, str]], dict[int, str]]:
@@ -21,8 +24,9 @@ def group_slices(headers: Iterable[Header]) -> tuple[list[tuple[Group, str]], di
 
     Reasons are keyed by the place of a header in the iterable. Planes of one stack share series, frame of reference,
     matrix, kind of object and orientation; a stack whose positions repeat is split by the attribute (echo, time,
-    b-value ...) that makes them unique, if there is one. Frames of a multi-frame file mix with other files only where
-    both belong to one concatenation.
+    b-value ...) that makes them unique, if there is one, else by folder where each holds a
+    volume of its own and their pixels differ; in this case alone pixels are read. Frames of a multi-frame file mix with
+    other files only where both belong to one concatenation.
     """
     refused: dict[int, str] = {}
     stacks: dict[tuple[object, ...], list[list[Slice]]] = {}
@@ -118,8 +122,13 @@ def _split(stack: list[Slice]) -> list[tuple[Group, str]]:
     places = _places(stack)
     distinct = {(place, *_identity(one)) for place, one in zip(places, stack, strict=True)}
     most = max(Counter(place for place, _, _ in distinct).values())
-    if most == 1 or len(set(places)) == 1:
+    if len(set(places)) in (1, len(stack)):
         return [(tuple(stack), "")]
+    return (_by_attribute(stack, places, most) if most > 1 else []) or _by_folder(stack, places) or [(tuple(stack), "")]
+
+
+def _by_attribute(stack: list[Slice], places: list[int], most: int) -> list[tuple[Group, str]]:
+    """Parts by the first attribute, or pair of them, that tells the planes at one place apart."""
     stated = {name for one in stack for name, _ in one.plane.keys}
     names = [name for name in KEYS if name in stated] + sorted(stated - set(KEYS))
     values = {name: [dict(one.plane.keys).get(name, "") for one in stack] for name in names}
@@ -129,7 +138,37 @@ def _split(stack: list[Slice]) -> list[tuple[Group, str]]:
         parts = _parted(stack, places, list(zip(*(values[name] for name in keys), strict=True)), most)
         if parts:
             return [(part, _label(keys, value)) for value, part in parts.items()]
-    return [(tuple(stack), "")]
+    return []
+
+
+def _by_folder(stack: Sequence[Slice], places: Sequence[int]) -> list[tuple[Group, str]]:
+    """One part per folder if the planes of each, alone, lie at even places of their own and differ from the others'."""
+    parts: dict[str, list[int]] = {}
+    for index, one in enumerate(stack):
+        parts.setdefault(str(one.header.path.parent), []).append(index)
+    along = along_normal([one.plane for one in stack])
+    for members in parts.values():
+        if along is None or len(members) < 2 or len({places[i] for i in members}) < len(members):
+            return []
+        steps = np.diff(np.sort([along[i] for i in members]))
+        if steps.max() - steps.min() > max(_UNEVEN * steps.min(), 2 * _SAME_PLACE_MM):
+            return []
+    if len(parts) < 2 or not _differ(stack, places):
+        return []
+    numbered = enumerate(sorted(parts), start=1)
+    return [(tuple(stack[i] for i in parts[folder]), f"folder {n} of {len(parts)}") for n, folder in numbered]
+
+
+def _differ(stack: Sequence[Slice], places: Sequence[int]) -> bool:
+    """Whether any two planes at one place hold different values; one that cannot be decoded differs from all."""
+    first: dict[int, Slice] = {}
+    try:
+        for place, one in zip(places, stack, strict=True):
+            if first.setdefault(place, one) is not one and not same_pixels(first[place], one):
+                return True
+    except MedsegError:
+        return True
+    return False
 
 
 def _places(stack: Sequence[Slice]) -> list[int]:

@@ -61,7 +61,7 @@ def group_files(files: Iterable[Path]) -> tuple[tuple[Series, ...], dict[Path, s
 
 
 def group_headers(headers: Sequence[Header]) -> tuple[tuple[Series, ...], dict[Path, str]]:
-    """As `group_files`, for headers already read; no file is opened."""
+    """As `group_files`, for headers already read; files are opened only where `group_slices` must compare pixels."""
     cines = [header for header in headers if header.kind == "ultrasound" and not header.planes]
     others = [header for header in headers if header.kind != "ultrasound" or header.planes]
     groups, refused = group_slices(others)
@@ -104,10 +104,14 @@ def check_copies(layout: Layout) -> None:
     """Raise DicomError where slices at one place do not hold the same pixels; only these are read."""
     for kept, other in layout.copies:
         if not same_pixels(kept, other):
+            planes = (*layout.slices, *(copy for _, copy in layout.copies))
+            folders = {one.header.path.parent for one in planes}
+            several = "the series holds several volumes (time, echo, b-value) or doubled files; split it"
+            apart = f"the files of this series come from {len(folders)} folders; give one of these folders alone"
             raise DicomError(
                 f"lies at the same position as {kept.header.path.parent.name}/{kept.header.path.name}, other pixels",
                 where=other.name,
-                hint="the series holds several volumes (time, echo, b-value) or doubled files; split it",
+                hint=apart if len(folders) > 1 else several,
             )
 
 

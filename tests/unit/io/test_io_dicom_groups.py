@@ -181,3 +181,38 @@ def test_headers_are_grouped_without_their_files(tmp_path):
     expected = find_series(folder)[0]
     shutil.rmtree(folder)
     assert group_headers(headers)[0] == expected
+
+
+@pytest.mark.parametrize("same_uid", [True, False])
+def test_folders_that_hold_a_volume_each_are_volumes_of_their_own(tmp_path, same_uid):
+    """As after an export of one series with its values rescaled, beside the first."""
+    write_series(tmp_path / "a", RescaleIntercept=0)
+    if same_uid:
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+        path = sorted((tmp_path / "b").iterdir())[3]
+        data = bytearray(path.read_bytes())
+        data[read_header(path).pixels.offset] ^= 1
+        path.write_bytes(data)
+    else:
+        write_series(tmp_path / "b", stored() + 1, RescaleIntercept=0)
+    found, refused = find_series(tmp_path)
+    assert not refused and [series.part for series in found] == ["folder 1 of 2", "folder 2 of 2"]
+    for series, folder in zip(found, ("a", "b"), strict=True):
+        alone = read_image([tmp_path / folder]).array
+        assert np.array_equal(read_series(series).array, alone)
+        assert {file.parent.name for file in series.files} == {folder}
+
+
+def test_a_copy_of_a_whole_series_is_left_out(tmp_path):
+    write_series(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (series,), _ = find_series(tmp_path)
+    assert not series.part and read_series(series).array.shape == (1, 6, 9, 11)
+
+
+def test_a_stray_slice_of_another_folder_is_named_with_what_to_do(tmp_path):
+    write_series(tmp_path / "a")
+    write_series(tmp_path / "b", stored(2) + 1)
+    next((tmp_path / "b").glob("*1.dcm")).unlink()
+    with pytest.raises(DicomError, match=r"other pixels\. the files of this series come from 2 folders; give one"):
+        read_image([tmp_path])
