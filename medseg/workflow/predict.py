@@ -197,18 +197,21 @@ def _jobs(
         probabilities = f"probabilities/{case.id}.nii.gz" if options.save_probabilities else None
         root = root_of(case.images[0])
         job = Job(case, out, formats, probabilities, root, known, options.keep_identifiers, cine)
-        jobs.append(replace(job, notes=(*known, *older_results(job))))
+        no_gif = cine is None and "gif" in options.format
+        left = (f"a GIF is made of cines only; written as {' '.join(formats)}",) if no_gif else ()
+        jobs.append(replace(job, notes=(*known, *left, *older_results(job))))
     _refuse_clashes(jobs, out)
     return jobs
 
 
 def _formats(case: Case, cine: Path | None, options: PredictOptions) -> tuple[str, ...]:
-    """Those asked for, gif only of cines if there are others; else those of the scan."""
+    """Those asked for, gif of cines only; else those of the scan."""
     asked = tuple(dict.fromkeys(options.format))
     if cine is not None:
         return asked or CINE_FORMATS
-    if asked:
-        return tuple(form for form in asked if form != "gif") or asked
+    held = tuple(form for form in asked if form != "gif")
+    if held:
+        return held
     return ("nii.gz" if case.files else format_like(case.images[0]),)
 
 

@@ -328,6 +328,13 @@ def test_an_overlay_is_asked_for_cines_only(tmp_path, bundle):
         ("gif", "nii.gz", "csv"),
         ("nii.gz",),
     ]
+    assert [any("GIF is made of cines only" in note for note in line.warnings) for line in report.cases] == [
+        line.outputs[0].endswith(".nii.gz") for line in report.cases
+    ]
+    (alone,) = run(bundle, tmp_path / "in" / "b", tmp_path / "alone", format=("gif",)).cases
+    assert alone.status == "ok" and [name.partition(".")[2] for name in alone.outputs] == ["nii.gz"]
+    assert any("GIF is made of cines only; written as nii.gz" in note for note in alone.warnings)
+    assert (tmp_path / "alone" / alone.outputs[0]).is_file()
 
 
 def test_a_validator_finds_no_fault_in_the_seg(tmp_path, bundle):
