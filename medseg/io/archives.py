@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO, cast
 
-from medseg.errors import ImageError
+from medseg.errors import ImageError, Interrupted, MedsegError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _BLOCK = 1 << 20
@@ -65,9 +65,22 @@ def unpacked(path: Path, limits: ArchiveLimits = _DEFAULT) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="medseg-"))
     try:
         _unpack(path, folder, limits)
-        yield folder
+        with _named_as(path, folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _named_as(path: Path, folder: Path) -> Iterator[None]:
+    """Errors about what was unpacked name the archive and the member, not the temporary folder."""
+    try:
+        yield
+    except MedsegError as error:
+        if str(folder) not in str(error) or isinstance(error, Interrupted):
+            raise
+        what, where, hint = (text.replace(str(folder), str(path)) for text in (error.what, error.where, error.hint))
+        raise type(error)(what, where=where, hint=hint) from error
 
 
 def _unpack(path: Path, folder: Path, limits: ArchiveLimits) -> None:

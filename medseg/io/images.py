@@ -10,6 +10,7 @@ from jaxtyping import Shaped
 
 from medseg.errors import DicomError, GeometryError, ImageError, MedsegError
 from medseg.io.channels import match_channels, same_channels
+from medseg.io.identifiers import shown_uid
 from medseg.io.itk import read_itk, write_itk
 from medseg.io.label_values import some_of, values_in, whole_numbers
 from medseg.io.named_labels import is_named, read_named_labels
@@ -272,8 +273,8 @@ def _read_dicom(
         refused = {file: reason for file, reason in refused.items() if file == path}
     reasons = "; ".join(sorted(set(refused.values()))[:3])
     if len(found) > 1:
-        listed = "; ".join(series.summary for series in found)
-        hint = "give the folder of one series, or choose it with --series (`medseg convert --series ?` lists them)"
+        listed = "; ".join(f"{one.summary}, series {shown_uid(one.uid) or 'without UID'}" for one in found)
+        hint = f"give the folder of one, or choose with medseg convert --series UID; `medseg inspect {path}` shows more"
         raise DicomError(f"holds {len(found)} series: {listed}", where=path, hint=hint)
     if not found:
         reasons = reasons or "no files"

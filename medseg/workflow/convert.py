@@ -5,6 +5,7 @@ from pathlib import Path
 
 from medseg.errors import DicomError
 from medseg.io.archives import unpacked
+from medseg.io.identifiers import shown_uid
 from medseg.io.images import read_image
 from medseg.io.volumes import check_volume_format, write_image
 from medseg.types.image import Image
@@ -56,10 +57,12 @@ def _one_series(folder: Path, uid: str | None, part: str | None, spacing_mm: tup
     if not folder.is_dir():
         raise DicomError("is no folder", where=folder, hint="name a series only where a folder holds several")
     found, refused = find_series(folder)
-    alike = [one for one in found if uid in (None, one.uid) and part in (None, one.part)]
+    alike = [one for one in found if uid in (None, one.uid, shown_uid(one.uid)) and part in (None, one.part)]
     if len(alike) != 1:
         some = (alike or found)[:20]
-        listed = "; ".join(f"--series {one.uid}{f' --part {one.part!r}' if one.part else ''}" for one in some)
+        listed = "; ".join(
+            f"--series {shown_uid(one.uid)}{f' --part {one.part!r}' if one.part else ''}" for one in some
+        )
         asked = " and ".join(filter(None, [uid and f"series {uid}", part and f"part {part!r}"]))
         count = f"holds {len(alike)} volumes of {asked}" if alike else f"holds no {asked}"
         raise DicomError(count, where=folder, hint=f"there are {listed}" if listed else "it holds no series")

@@ -1,6 +1,9 @@
+import re
 import shutil
 import subprocess
 import sys
+import warnings
+import zipfile
 
 import nibabel as nib
 import numpy as np
@@ -174,3 +177,35 @@ def test_a_full_disk_leaves_the_older_file_and_no_part(tmp_path, suffix, capsys)
     assert capsys.readouterr().err.startswith("error: ")
     assert out.read_bytes() == b"older"
     assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+def test_an_error_within_an_archive_names_the_archive(two_series, tmp_path, capsys):
+    folder, first, second, *_ = two_series
+    archive = shutil.make_archive(str(tmp_path / "z ü"), "zip", folder)
+    assert main(["convert", archive, "-o", str(tmp_path / "out.nii.gz")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {archive}: holds 3 series: ") and "medseg-" not in error
+    assert f"series {first}" in error and f"EchoTime 4.6, series {second}" in error
+    assert f"`medseg inspect {archive}`" in error and "--series ?" not in error
+    with pytest.raises(DicomError) as caught:
+        convert(archive, tmp_path / "out.nii.gz", series="1.2.3")
+    assert caught.value.where == archive
+    with zipfile.ZipFile(tmp_path / "cut.zip", "w") as cut:
+        for path in sorted((folder / "a").iterdir()):
+            cut.writestr(f"a/{path.name}", path.read_bytes()[:-7])
+    with pytest.raises(DicomError, match=f"^{tmp_path}/cut.zip/a/00"):
+        convert(tmp_path / "cut.zip", tmp_path / "out.nii.gz")
+
+
+def test_a_series_without_a_sound_uid_is_chosen_by_what_is_listed(tmp_path):
+    plain = grid((4, 5, 6))
+    pixels = np.arange(120, dtype=np.int16).reshape(plain.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_dicom(tmp_path / "in" / "a", pixels, plain, series="Geheim")
+    write_dicom(tmp_path / "in" / "b", pixels + 1, plain)
+    with pytest.raises(DicomError, match="series invalid-") as caught:
+        convert(tmp_path / "in", tmp_path / "out.nii.gz")
+    assert "Geheim" not in str(caught.value)
+    (name,) = re.findall(r"invalid-\w+", str(caught.value))
+    assert np.array_equal(convert(tmp_path / "in", tmp_path / "out.nii.gz", series=name).array[0], pixels)
