@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from medseg.io.records import write_record
 from medseg.metrics.cases import json_number, score_case, summarise
 from medseg.planning.cleaning import choose_cleaning
 from medseg.postprocess.chain import clean
+from medseg.preprocess.fan import cut_to_fan, has_fan, image_fan
 from medseg.types.dataset import Case, Dataset
 from medseg.types.image import LabelMap
 from medseg.types.plan import Plan, Step
@@ -33,6 +34,9 @@ class Validated:
     case: Case
     fold: Fold
     prediction: Path
+
+
+Pair = Callable[[Validated], tuple[LabelMap, LabelMap]]  # prediction and reference
 
 
 def validate_fold(
@@ -75,14 +79,16 @@ def clean_and_score(
 ) -> tuple[Plan, dict[str, object]]:
     """The plan with the cleaning that out-of-fold predictions justify, and the scores before and after it.
 
-    Without validated cases the plan stays as it is.
+    Of ultrasound frames, what a reference has outside of the fan does not count, as nothing is predicted there. Without
+    validated cases the plan stays as it is.
     """
     if not validated:
         return plan, {"schema": "medseg.scores/1", "cases": 0, "folds": []}
-    loaders = [partial(_pair, dataset, one) for one in validated]
+    pair = partial(_pair, dataset, fans=has_fan(plan.preprocess))
+    loaders = [partial(pair, one) for one in validated]
     decision = choose_cleaning(loaders, report=report, total=len(validated))
-    before = _scores(dataset, validated, (), report, workers)
-    after = _scores(dataset, validated, decision.value, report, workers) if decision.value else before
+    before = _scores(pair, validated, (), report, workers)
+    after = _scores(pair, validated, decision.value, report, workers) if decision.value else before
     reasons = {**plan.reasons, "postprocess": decision.reason}
     names = plan.labels.names()
     scores: dict[str, object] = {
@@ -107,19 +113,21 @@ def clean_and_score(
     return replace(plan, postprocess=decision.value, reasons=reasons), scores
 
 
-def _pair(dataset: Dataset, one: Validated) -> tuple[LabelMap, LabelMap]:
-    _, reference = read_pair(one.case, dataset)
+def _pair(dataset: Dataset, one: Validated, *, fans: bool) -> tuple[LabelMap, LabelMap]:
+    image, reference = read_pair(one.case, dataset)
+    if fans and image.geometry.shape[0] == 1:
+        reference = cut_to_fan(reference, image_fan(image))
     prediction = read_labels(one.prediction, dataset.labels)
     return replace(prediction, geometry=reference.geometry), reference
 
 
 def _scores(
-    dataset: Dataset, validated: Sequence[Validated], steps: Sequence[Step], report: Report, workers: int | None
+    pair: Pair, validated: Sequence[Validated], steps: Sequence[Step], report: Report, workers: int | None
 ) -> list[CaseScores]:
     by_id = {one.case.id: one for one in validated}
 
     def score(case: Case) -> CaseScores:
-        prediction, reference = _pair(dataset, by_id[case.id])
+        prediction, reference = pair(by_id[case.id])
         return score_case(case.id, clean(prediction, steps) if steps else prediction, reference)
 
     rows = []

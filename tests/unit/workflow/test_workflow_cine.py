@@ -21,7 +21,9 @@ from us_phantoms import Sector, save, us_dataset
 from medseg.cli import main
 from medseg.io.bundles import load_bundle, save_bundle
 from medseg.io.images import read_labels
+from medseg.io.nifti import write_nifti
 from medseg.networks.build import build_network
+from medseg.types.dataset import Case, Dataset
 from medseg.types.geometry import Geometry
 from medseg.types.image import Probabilities
 from medseg.types.labels import Code, Label, Labels
@@ -41,6 +43,7 @@ from medseg.types.plan import (
 from medseg.workflow.cine import predict_cine, temporal_median
 from medseg.workflow.model import PredictOptions, members_of
 from medseg.workflow.predict import predict_folder
+from medseg.workflow.validation import Validated, clean_and_score
 
 CYST = Label("cyst", (1,), Code("SCT", "367643001", "Cyst"))
 LABELS = Labels((CYST, Label("wall", (2,))))
@@ -335,6 +338,22 @@ def test_an_overlay_is_asked_for_cines_only(tmp_path, bundle):
     assert alone.status == "ok" and [name.partition(".")[2] for name in alone.outputs] == ["nii.gz"]
     assert any("GIF is made of cines only; written as nii.gz" in note for note in alone.warnings)
     assert (tmp_path / "alone" / alone.outputs[0]).is_file()
+
+
+@pytest.mark.parametrize("intensity", ["fan_z_score", "none"])
+def test_what_a_reference_has_outside_of_the_fan_is_not_scored(tmp_path, intensity):
+    frames, truth, _ = frames_and_truth(1)
+    grid = Geometry((1, *SECTOR.shape), (1.0, 0.5, 0.5))
+    reference = truth.copy()
+    reference[0, 70:, :4] = 1
+    assert not SECTOR.mask()[70:, :4].any()
+    for name, array in (("image", frames), ("reference", reference), ("predicted", truth)):
+        write_nifti(array, grid, tmp_path / f"{name}.nii.gz")
+    case = Case("a", (tmp_path / "image.nii.gz",), tmp_path / "reference.nii.gz")
+    plan = load_bundle(make_bundle(tmp_path, intensity=intensity), trust=("my_lab",)).plan
+    data = Dataset("us", tmp_path, ("US",), LABELS, (case,))
+    _, scores = clean_and_score(plan, data, [Validated(case, 0, tmp_path / "predicted.nii.gz")], workers=1)
+    assert (scores["dice_before"]["cyst"] == 1.0) == (intensity == "fan_z_score")
 
 
 def test_a_validator_finds_no_fault_in_the_seg(tmp_path, bundle):
