@@ -64,6 +64,12 @@ def cut_to_fan(labels: LabelMap, fan: Bool[np.ndarray, "z y x"]) -> LabelMap:
     return replace(labels, array=np.where(fan, labels.array, 0), warnings=(*labels.warnings, note))
 
 
+def scored(reference: LabelMap, image: Image, plan: Preprocess) -> LabelMap:
+    """What counts of a reference: of a frame that the plan takes as ultrasound, only what lies in its fan."""
+    flat = has_fan(plan) and image.geometry.shape[0] == 1
+    return cut_to_fan(reference, image_fan(image)) if flat else reference
+
+
 def cine_fan(frames: Iterable[Shaped[np.ndarray, "y x"]], boxes: Sequence[Box] = ()) -> Mask:
     """One fan of several frames: what moves is tissue, what stands still is text, ruler or border.
 

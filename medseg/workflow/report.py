@@ -18,6 +18,7 @@ from medseg.io.pairs import read_pair
 from medseg.io.records import read_record
 from medseg.metrics.cases import score_case, summarise
 from medseg.postprocess.chain import clean
+from medseg.preprocess.fan import scored
 from medseg.types.dataset import Case, Dataset
 from medseg.types.image import Image, LabelMap
 from medseg.types.plan import Plan
@@ -112,6 +113,7 @@ def write_report(run: Path | str, dataset: Path | str, out: Path | None = None, 
 def _load(data: Dataset, case: Case, path: Path, plan: Plan) -> tuple[CaseScores, Image, LabelMap, LabelMap]:
     """Scores, scan, cleaned prediction and reference of one validated case."""
     image, reference = read_pair(case, data)
+    reference = scored(reference, image, plan.preprocess)
     prediction = replace(clean(read_labels(path, plan.labels), plan.postprocess), geometry=reference.geometry)
     return score_case(case.id, prediction, reference), image, prediction, reference
 

@@ -16,7 +16,7 @@ from medseg.io.records import write_record
 from medseg.metrics.cases import json_number, score_case, summarise
 from medseg.planning.cleaning import choose_cleaning
 from medseg.postprocess.chain import clean
-from medseg.preprocess.fan import cut_to_fan, has_fan, image_fan
+from medseg.preprocess.fan import scored
 from medseg.types.dataset import Case, Dataset
 from medseg.types.image import LabelMap
 from medseg.types.plan import Plan, Step
@@ -84,7 +84,7 @@ def clean_and_score(
     """
     if not validated:
         return plan, {"schema": "medseg.scores/1", "cases": 0, "folds": []}
-    pair = partial(_pair, dataset, fans=has_fan(plan.preprocess))
+    pair = partial(_pair, dataset, plan)
     loaders = [partial(pair, one) for one in validated]
     decision = choose_cleaning(loaders, report=report, total=len(validated))
     before = _scores(pair, validated, (), report, workers)
@@ -113,10 +113,9 @@ def clean_and_score(
     return replace(plan, postprocess=decision.value, reasons=reasons), scores
 
 
-def _pair(dataset: Dataset, one: Validated, *, fans: bool) -> tuple[LabelMap, LabelMap]:
+def _pair(dataset: Dataset, plan: Plan, one: Validated) -> tuple[LabelMap, LabelMap]:
     image, reference = read_pair(one.case, dataset)
-    if fans and image.geometry.shape[0] == 1:
-        reference = cut_to_fan(reference, image_fan(image))
+    reference = scored(reference, image, plan.preprocess)
     prediction = read_labels(one.prediction, dataset.labels)
     return replace(prediction, geometry=reference.geometry), reference
 

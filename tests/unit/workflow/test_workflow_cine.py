@@ -40,6 +40,7 @@ from medseg.types.plan import (
     Topology,
     Training,
 )
+from medseg.workflow import report
 from medseg.workflow.cine import predict_cine, temporal_median
 from medseg.workflow.model import PredictOptions, members_of
 from medseg.workflow.predict import predict_folder
@@ -341,7 +342,7 @@ def test_an_overlay_is_asked_for_cines_only(tmp_path, bundle):
 
 
 @pytest.mark.parametrize("intensity", ["fan_z_score", "none"])
-def test_what_a_reference_has_outside_of_the_fan_is_not_scored(tmp_path, intensity):
+def test_what_a_reference_has_outside_of_the_fan_is_not_scored(tmp_path, intensity, monkeypatch):
     frames, truth, _ = frames_and_truth(1)
     grid = Geometry((1, *SECTOR.shape), (1.0, 0.5, 0.5))
     reference = truth.copy()
@@ -354,6 +355,11 @@ def test_what_a_reference_has_outside_of_the_fan_is_not_scored(tmp_path, intensi
     data = Dataset("us", tmp_path, ("US",), LABELS, (case,))
     _, scores = clean_and_score(plan, data, [Validated(case, 0, tmp_path / "predicted.nii.gz")], workers=1)
     assert (scores["dice_before"]["cyst"] == 1.0) == (intensity == "fan_z_score")
+    (tmp_path / "fold_0/validation").mkdir(parents=True)
+    shutil.copy(tmp_path / "predicted.nii.gz", tmp_path / "fold_0/validation/a.nii.gz")
+    monkeypatch.setattr(report, "read_dataset", lambda folder: data)
+    page = report.write_report(tmp_path, tmp_path).read_text()
+    assert ("cyst Dice 1.000" in page) == (intensity == "fan_z_score")
 
 
 def test_a_validator_finds_no_fault_in_the_seg(tmp_path, bundle):
