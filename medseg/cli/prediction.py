@@ -126,6 +126,7 @@ def evaluate(
     *,
     labels: Path | None = None,
     tolerance: float = 1.0,
+    ultrasound: Path | None = None,
     out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None,
 ) -> int:
     """Score label maps against references of the same name: overlap, surface distances, volumes, lesions.
@@ -143,6 +144,8 @@ def evaluate(
         or else each value is a class.
     tolerance
         Tolerance of the normalised surface distance (NSD), mm.
+    ultrasound
+        Folder of the ultrasound images, named like the label maps: only what lies within their fan is scored.
     out
         Folder for scores.json and scores.csv.
     """
@@ -151,7 +154,9 @@ def evaluate(
 
     with shown_progress() as report:
         names = job.read_label_names(labels) if labels else None
-        scores = job.evaluate(predictions, references, labels=names, tolerance_mm=tolerance, report=report)
+        scores = job.evaluate(
+            predictions, references, labels=names, tolerance_mm=tolerance, ultrasound=ultrasound, report=report
+        )
     if out is not None:
         job.write_scores(scores, out)
     show(job.format_table(scores))

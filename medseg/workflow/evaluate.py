@@ -13,9 +13,10 @@ import numpy as np
 from medseg.errors import DatasetError, ImageError, MedsegError
 from medseg.io.dataset_json import read_header
 from medseg.io.files import write_text
-from medseg.io.images import image_stem, is_image, read_image, read_labels
+from medseg.io.images import check_same_grid, image_stem, is_image, read_image, read_labels
 from medseg.io.records import read_record
 from medseg.metrics.cases import json_number, score_case, summarise
+from medseg.preprocess.fan import cut_to_fan, image_fan
 from medseg.types.image import LabelMap
 from medseg.types.labels import Label, Labels
 from medseg.types.plan import Plan
@@ -31,14 +32,16 @@ def evaluate(
     *,
     labels: Labels | None = None,
     tolerance_mm: float = 1.0,
+    ultrasound: Path | str | None = None,
     report: Report = silent,
 ) -> tuple[CaseScores, ...]:
     """Scores of every reference, paired with the prediction of the same name; two folders, or two files.
 
     Without `labels`, those of a dataset.json in or above the references are taken; without one, every value found
     is a class of its own. A reference whose prediction is missing, unreadable or on another grid is a failed case,
-    last in the result; a prediction without reference is logged. Writes nothing. Raises DatasetError if there is no
-    reference or no name in common.
+    last in the result; a prediction without reference is logged. `ultrasound`: the folder of the images (`x.png` or
+    `x_0000.png` for `x`), or one image; then only what lies within the fan of each is scored, and a case without its
+    image fails. Writes nothing. Raises DatasetError if there is no reference or no name in common.
     """
     predictions, references = Path(predictions), Path(references)
     truth, guess = _maps(references), _maps(predictions)
@@ -55,9 +58,13 @@ def evaluate(
         _LOG.warning("no reference for %d predictions: %s", len(extra), ", ".join(extra[:10]))
     known = labels or _stated_labels(references)
     read: Callable[[Path], LabelMap] = _reader(known or _found_labels([*truth.values(), *guess.values()]), known)
+    fans = None if ultrasound is None else _maps(Path(ultrasound))
+    if fans is not None and Path(ultrasound or "").is_file():
+        fans = dict(zip(truth, fans.values(), strict=False))
     scores = []
     for number, (name, path) in enumerate(truth.items(), start=1):
-        scores.append(_score(name, guess.get(name), path, read, tolerance_mm))
+        within = read if fans is None else _within(fans.get(name, fans.get(f"{name}_0000")), read)
+        scores.append(_score(name, guess.get(name), path, within, tolerance_mm))
         report(Progress("evaluate", number, len(truth)))
     return tuple(sorted(scores, key=lambda case: case.status != "ok"))
 
@@ -135,6 +142,19 @@ def _score(
         return score_case(name, read(prediction), read(reference), tolerance_mm=tolerance_mm)
     except MedsegError as error:
         return CaseScores(name, {}, status="failed", error=str(error))
+
+
+def _within(image: Path | None, read: Callable[[Path], LabelMap]) -> Callable[[Path], LabelMap]:
+    """How to read a label map without what lies outside of the fan of its ultrasound image."""
+
+    def cut(path: Path) -> LabelMap:
+        if image is None:
+            raise DatasetError("has no image to find its fan in", where=path, hint="name the image like the label map")
+        scan, labels = read_image([image]), read(path)
+        check_same_grid(scan.geometry, labels.geometry, where=path)
+        return cut_to_fan(labels, image_fan(scan))
+
+    return cut
 
 
 def _maps(path: Path) -> dict[str, Path]:

@@ -130,3 +130,21 @@ def test_json_csv_and_table_state_undefined_and_infinite(folders, tmp_path):
     assert lines[-1].startswith("failed: missing: no prediction")
     write_evaluation(scores, tmp_path / "x.json", tmp_path / "x.csv")
     assert (tmp_path / "x.csv").read_bytes() == (tmp_path / "out" / "scores.csv").read_bytes()
+
+
+def test_of_ultrasound_only_the_fan_is_scored(tmp_path):
+    picture = np.zeros((1, 64, 64), np.uint8)
+    picture[0, 16:, 16:48] = np.random.default_rng(0).integers(60, 200, (48, 32))
+    inside, both = np.zeros_like(picture), np.zeros_like(picture)
+    inside[0, 30:40, 24:36] = both[0, 30:40, 24:36] = 1
+    both[0, 2:8, 2:14] = 1  # beside the fan
+    flat = Geometry((1, 64, 64), (1.0, 1.0, 1.0))
+    for folder, array in (("pred", both), ("ref", inside)):
+        _write(tmp_path / folder, "a.png", array, flat)
+    _write(tmp_path / "images", "a_0000.png", picture, flat)
+    everywhere = evaluate(tmp_path / "pred", tmp_path / "ref")[0].labels["1"].dice
+    within = evaluate(tmp_path / "pred", tmp_path / "ref", ultrasound=tmp_path / "images")[0].labels["1"].dice
+    assert everywhere < 0.8 and within == 1
+    (tmp_path / "images" / "a_0000.png").rename(tmp_path / "images" / "b.png")
+    failed = evaluate(tmp_path / "pred", tmp_path / "ref", ultrasound=tmp_path / "images")[0]
+    assert failed.status == "failed" and "fan" in str(failed.error)
