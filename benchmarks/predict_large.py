@@ -2,7 +2,7 @@
 
 The network is one convolution with fixed weights, the same in both tools: what is measured is everything around it. It
 smooths the scan over 5 x 5 x 5 voxels and scores 21 grey levels, so that its classes are connected shells about ten
-voxels thick, as smooth as anatomy and with more surface. Run once per tool, each in its own virtual environment, on an
+voxels thick, smooth as anatomy is. Run once per tool, each in its own virtual environment, on an
 otherwise idle machine:
 
     python benchmarks/predict_large.py medseg  FOLDER

@@ -103,7 +103,7 @@ def _decode_by_pydicom(code: bytes, header: Header) -> Shaped[np.ndarray, "*any"
         raise DicomError(
             f"transfer syntax {_named(header.syntax)} needs a decoder that is not installed",
             where=header.path,
-            hint="pip install pylibjpeg pylibjpeg-openjpeg, or export the series uncompressed",
+            hint="pip install medseg[dicom], or export the series uncompressed",
         )
     pixels = header.pixels
     options = {

@@ -21,7 +21,8 @@ from medseg.io.quiet import quiet_libraries
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Threads of numerical libraries are fixed when these are first imported; pickles come from the parent alone.
+# Threads of numerical libraries are fixed when these are first imported. Pickles pass between the two ends of these
+# pipes only, never from a file: a process with the same rights could do no more by them than without.
 _START = (
     "import os, pickle, sys; "
     "[os.environ.setdefault(name, sys.argv[1]) for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS')]; "

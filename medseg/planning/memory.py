@@ -112,7 +112,8 @@ def estimate_prediction(plan: Plan, scan: Geometry) -> int:
 
     The sum of what lives at once: the scan as read (float32 per channel), the prepared image (float32, on the
     plan's spacing, twice while it is resampled), a ring of score slabs (float32, outputs x (patch + stride of the
-    windows) x y x x), two native slabs of scores per class in flight, and the native labels (uint16).
+    windows) x y x x; an upper bound, because prediction may advance along a cheaper axis), two native slabs of scores
+    per class in flight, and the native labels (uint16).
     """
     channels, outputs = len(plan.channels), plan.labels.outputs()
     wanted = plan.preprocess.spacing_mm
