@@ -24,6 +24,7 @@ def _shorten(trainer):
     trainer.num_iterations_per_epoch = STEPS_PER_EPOCH
     trainer.num_val_iterations_per_epoch = 1
     trainer.num_epochs = int(os.environ["NNUNET_STEPS"]) // STEPS_PER_EPOCH
+    trainer.save_every = 5  # epochs between checkpoints to continue from
 
 
 class nnUNetTrainerSteps(nnUNetTrainer):

@@ -1,7 +1,7 @@
 """The table of losses and the weighted sum of a plan, over all decoder scales."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,10 @@ from medseg.plugins import resolve
 from medseg.types.plan import LossTerm
 from medseg.types.tensors import Batch, NetworkOutput
 
+# Terms of one decoder scale.
 LOSSES: Mapping[str, Callable[..., Tensor]] = {"dice_ce": dice_ce, "dice": dice, "cross_entropy": cross_entropy}
+# Terms of the whole output: of heads other than segmentation.
+WHOLE_LOSSES: Mapping[str, Callable[..., Tensor]] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,34 +30,59 @@ Loss = Callable[[NetworkOutput, Batch], LossValue]
 
 
 def build_loss(terms: Sequence[LossTerm], *, where: str = "training.losses") -> Loss:
-    """The weighted sum of `terms`, each at every decoder scale with the target brought to that scale.
+    """The weighted sum of `terms`.
 
-    A term is a function `(output, batch, *, options) -> Tensor` that sees one scale: `output.logits[0]` and
-    `batch.target` have one size. Scales weigh 1, 1/2, 1/4 ...; where there are several the lowest weighs 0; the
-    weights sum to 1 (Isensee 2021). Raises PlanError for unknown names and options.
+    A term is a function `(output, batch, *, options) -> Tensor`. Those in LOSSES, and terms of the user's own, see one
+    decoder scale at a time: `output.logits[0]` and `batch.target` have one size, and `batch.spacing` is that scale's.
+    Scales weigh 1, 1/2, 1/4 ...; where there are several the lowest weighs 0; the weights sum to 1 (Isensee 2021).
+    Those in WHOLE_LOSSES are called once, with everything. Raises PlanError for unknown names and options, and when
+    called for a term of logits without logits.
     """
     if not terms:
         raise PlanError("there is no loss", where=where, hint="give at least one term")
+    tables = {**LOSSES, **WHOLE_LOSSES}
     parts = [
-        (name, term.weight, resolve(term.use, LOSSES, term.options, where=where))
+        _Part(name, term.weight, resolve(term.use, tables, term.options, where=where), term.use in WHOLE_LOSSES)
         for name, term in zip(_names(terms), terms, strict=True)
     ]
 
     def loss(output: NetworkOutput, batch: Batch) -> LossValue:
-        total = output.logits[0].new_zeros((), dtype=torch.float32)
-        values = {name: total for name, _, _ in parts}
-        for share, logits in zip(scale_weights(len(output.logits)), output.logits, strict=True):
-            if share == 0:
-                continue
-            one = NetworkOutput((logits,)), at_scale(batch, logits.shape[2:])
-            for name, weight, term in parts:
-                with torch.autocast(logits.device.type, enabled=False):
-                    value = term(*one)
-                total = total + share * weight * value
-                values[name] = values[name] + share * value.detach()
-        return LossValue(total, values)
+        if not output.logits and not all(part.whole for part in parts):
+            raise PlanError("a loss of labels without the head segmentation", where=where, hint="leave one of them out")
+        seen = _scales(output, batch)
+        values = [part.value(((1.0, output, batch),) if part.whole else seen) for part in parts]
+        total = torch.stack([part.weight * value for part, value in zip(parts, values, strict=True)]).sum()
+        return LossValue(total, {part.name: value.detach() for part, value in zip(parts, values, strict=True)})
 
     return loss
+
+
+_Seen = Sequence[tuple[float, NetworkOutput, Batch]]
+
+
+def _scales(output: NetworkOutput, batch: Batch) -> _Seen:
+    """Share, logits and target of every decoder scale that counts."""
+    shares = zip(scale_weights(len(output.logits)), output.logits, strict=True)
+    return [
+        (share, replace(output, logits=(logits,)), at_scale(batch, logits.shape[2:]))
+        for share, logits in shares
+        if share > 0
+    ]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One term."""
+
+    name: str
+    weight: float
+    term: Callable[..., Tensor]
+    whole: bool
+
+    def value(self, seen: _Seen) -> Tensor:
+        """The term in float32, before its weight, over all that it sees."""
+        with torch.autocast(seen[0][2].image.device.type, enabled=False):
+            return torch.stack([share * self.term(output, batch) for share, output, batch in seen]).sum()
 
 
 def scale_weights(scales: int) -> tuple[float, ...]:
@@ -72,12 +100,15 @@ def scale_weights(scales: int) -> tuple[float, ...]:
 def at_scale(batch: Batch, size: Sequence[int]) -> Batch:
     """The batch with its target (not its image) at another size: the nearest voxel's value."""
     target = batch.target
+    spacing = list(batch.spacing or ())
     for axis, new in enumerate(size, start=2):
         old = target.shape[axis]
         if old != new:
             centres = (torch.arange(new, device=target.device) + 0.5) * (old / new)
             target = target.index_select(axis, centres.long())
-    return Batch(batch.image, target)
+            if spacing:
+                spacing[axis - 2] *= old / new
+    return replace(batch, target=target, spacing=tuple(spacing) or None)
 
 
 def _names(terms: Sequence[LossTerm]) -> list[str]:

@@ -1,6 +1,7 @@
 """The tables of backbones and heads, and the one function that builds a network from a plan."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -21,16 +22,16 @@ HEADS: Mapping[str, BuildHead] = {"segmentation": segmentation}
 
 
 class HeadedNetwork(nn.Module):
-    """Backbone and head; the only module type the rest of medseg sees.
+    """Backbone and heads; the only module type the rest of medseg sees.
 
-    In training it returns the logits of every decoder scale, finest first; in eval mode, or without deep
+    In training heads see the features of every decoder scale, finest first; in eval mode, or without deep
     supervision, only the finest. Weights are the same either way.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, *, deep_supervision: bool = True) -> None:
+    def __init__(self, backbone: nn.Module, heads: Sequence[nn.Module], *, deep_supervision: bool = True) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = head
+        self.heads = nn.ModuleList(heads)
         self.deep_supervision = deep_supervision
         self.channels_last = False
 
@@ -39,11 +40,27 @@ class HeadedNetwork(nn.Module):
             image = image.contiguous(memory_format=channels_last(image.dim() - 2))
         features = self.backbone(image)
         scales = features if self.training and self.deep_supervision else features[:1]
-        return NetworkOutput(self.head(scales))
+        return merged([head(scales) for head in self.heads])
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "HeadedNetwork":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return arrange(self, channels_last=next(self.parameters()).device.type == "cpu")
+
+
+def merged(parts: Sequence[NetworkOutput | tuple[Tensor, ...]]) -> NetworkOutput:
+    """What several heads return as one record; a head that returns a tuple of tensors returns logits.
+
+    Raises PlanError if two heads fill the same field.
+    """
+    filled: dict[str, Any] = {}
+    for part in parts:
+        output = part if isinstance(part, NetworkOutput) else NetworkOutput(tuple(part))
+        own = {f.name: getattr(output, f.name) for f in fields(output)}
+        own = {name: value for name, value in own.items() if value is not None and value != ()}
+        if twice := sorted(filled.keys() & own.keys()):
+            raise PlanError(f"two heads return {', '.join(twice)}", where="network.heads", hint="keep one of them")
+        filled |= own
+    return NetworkOutput(**filled)
 
 
 def build_network(network: Network, *, channels: int, outputs: int, deep_supervision: bool = True) -> HeadedNetwork:
@@ -61,14 +78,15 @@ def build_network(network: Network, *, channels: int, outputs: int, deep_supervi
             where="network.use",
             hint="give the module an attribute feature_channels, a tuple of int, finest first",
         )
-    if len(network.heads) != 1:
-        raise PlanError(f"{len(network.heads)} heads", where="network.heads", hint="give exactly one")
-    step = network.heads[0]
-    head = resolve(step.use, HEADS, step.options, where="network.heads")
-    built = HeadedNetwork(
-        backbone, head(network.topology, tuple(features), outputs=outputs), deep_supervision=deep_supervision
-    )
-    return arrange(built, channels_last=True)
+    if not network.heads:
+        raise PlanError("no heads", where="network.heads", hint="give at least one")
+    heads = [
+        resolve(step.use, HEADS, step.options, where=f"network.heads[{number}]")(
+            network.topology, tuple(features), outputs=outputs
+        )
+        for number, step in enumerate(network.heads)
+    ]
+    return arrange(HeadedNetwork(backbone, heads, deep_supervision=deep_supervision), channels_last=True)
 
 
 def arrange(network: HeadedNetwork, *, channels_last: bool) -> HeadedNetwork:

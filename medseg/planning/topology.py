@@ -17,7 +17,8 @@ def topology_for(
     """Topology for a patch (z, y, x) and the patch padded to a multiple of the topology's strides.
 
     Axes are halved while they keep at least 4 voxels and their spacing is within twice the finest of those that can
-    still be halved; kernels are 1 along an axis until its spacing is within twice the finest (Isensee 2021).
+    still be halved; kernels are 1 along an axis until its spacing is within twice the finest (Isensee 2021). Of a
+    rigid preset, every stage but the first halves every axis.
 
     >>> from medseg.planning.presets import PRESETS
     >>> topology, padded = topology_for((36, 50, 35), (1.0, 1.0, 1.0), ndim=3, preset=PRESETS["unet"])
@@ -25,26 +26,39 @@ def topology_for(
     ((32, 64, 128, 256), (40, 56, 40))
     """
     axes = [1, 2] if ndim == 2 else [0, 1, 2]
+    strides, kernels = _rigid(axes, preset) if preset.rigid else _grown(patch, spacing_mm, axes, preset)
+    stages = len(strides)
+    channels = preset.stage_channels(stages, ndim=ndim, base=base or preset.base_channels)
+    topology = Topology(ndim, channels, tuple(strides), tuple(kernels), preset.stage_blocks(stages), spacing_mm)
+    padded = [-(-n // step) * step for n, step in zip(patch, topology.divisor(), strict=True)]
+    return topology, _three(padded)
+
+
+def _grown(patch: Size3, spacing_mm: Vec3, axes: list[int], preset: Preset) -> tuple[list[Size3], list[Size3]]:
+    """Strides and kernels of as many stages as the patch allows."""
     spacing, size = list(spacing_mm), list(patch)
     kernel = [1, 1, 1]
     strides: list[Size3] = [(1, 1, 1)]
     kernels: list[Size3] = []
     while True:
-        _widen(kernel, spacing, axes)
+        _widen(kernel, spacing, axes, preset.kernel)
         kernels.append(_three(kernel))
         halved = _halvable(size, spacing, axes)
-        if not halved:
+        if not halved or len(strides) == preset.stages:
             break
         for axis in halved:
             spacing[axis] *= 2
             size[axis] = -(-size[axis] // 2)
         strides.append(_three([2 if axis in halved else 1 for axis in range(3)]))
-    kernels[-1] = _three([3 if axis in axes else 1 for axis in range(3)])
-    stages = len(strides)
-    channels = preset.stage_channels(stages, ndim=ndim, base=base or preset.base_channels)
-    topology = Topology(ndim, channels, tuple(strides), tuple(kernels), preset.stage_blocks(stages))
-    padded = [-(-n // step) * step for n, step in zip(patch, topology.divisor(), strict=True)]
-    return topology, _three(padded)
+    kernels[-1] = _three([preset.kernel if axis in axes else 1 for axis in range(3)])
+    return strides, kernels
+
+
+def _rigid(axes: list[int], preset: Preset) -> tuple[list[Size3], list[Size3]]:
+    stages = preset.stages or 1
+    halving = _three([2 if axis in axes else 1 for axis in range(3)])
+    kernel = _three([preset.kernel if axis in axes else 1 for axis in range(3)])
+    return [(1, 1, 1), *[halving] * (stages - 1)], [kernel] * stages
 
 
 def shrink(patch: Size3, median: Vec3, spacing_mm: Vec3, *, ndim: Literal[2, 3], preset: Preset) -> Size3 | None:
@@ -73,11 +87,11 @@ def _less(patch: Size3, axis: int, step: int) -> Size3:
     return _three([max(1, n - step) if index == axis else n for index, n in enumerate(patch)])
 
 
-def _widen(kernel: list[int], spacing: list[float], axes: list[int]) -> None:
+def _widen(kernel: list[int], spacing: list[float], axes: list[int], wide: int) -> None:
     finest = min(spacing[axis] for axis in axes)
     for axis in axes:
         if spacing[axis] / finest < SIMILAR:
-            kernel[axis] = 3
+            kernel[axis] = wide
 
 
 def _halvable(size: list[int], spacing: list[float], axes: list[int]) -> list[int]:

@@ -93,7 +93,7 @@ def forward(network: nn.Module, image: Tensor, precision: Precision) -> NetworkO
     dtype = _DTYPES.get(precision)
     with torch.autocast(image.device.type, dtype=dtype, enabled=dtype is not None):
         output: NetworkOutput = network(image)
-    return NetworkOutput(tuple(logits.float() for logits in output.logits))
+    return output.as_float32()
 
 
 def _state_copies(use: str, options: Options) -> int:

@@ -73,7 +73,7 @@ def forward(network: nn.Module, batch: Batch, precision: Precision) -> NetworkOu
     dtype = _AUTOCAST.get(precision)
     with torch.autocast(batch.image.device.type, dtype=dtype, enabled=dtype is not None):
         output: NetworkOutput = network(batch.image)
-    return NetworkOutput(tuple(logits.float() for logits in output.logits))
+    return output.as_float32()
 
 
 def new_average(network: nn.Module) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Labels:
-    """All classes in channel order; background is value 0 and is not listed.
+    """All classes in channel order; background is value 0 and is not listed. Landmark tasks may have none.
 
     Where regions overlap, a later region overwrites an earlier one in label maps.
 
@@ -54,8 +54,8 @@ class Labels:
 
     def __post_init__(self) -> None:
         names = [item.name for item in self.items]
-        if not names or len(set(names)) < len(names):
-            raise PlanError("labels need unique names, at least one", where="labels.items", hint=f"found {names}")
+        if len(set(names)) < len(names):
+            raise PlanError("labels need unique names", where="labels.items", hint=f"found {names}")
         bad = [item.name for item in self.items if not item.values or min(item.values) < 1 or item.written < 1]
         if bad:
             raise PlanError(f"values of {bad} must be 1 or more", where="labels.items", hint="0 is background")
@@ -67,8 +67,8 @@ class Labels:
         return any(len(item.values) > 1 for item in self.items)
 
     def outputs(self) -> int:
-        """Number of network channels: one per region, or background plus one per class."""
-        return len(self.items) + (0 if self.are_regions() else 1)
+        """Number of network channels: one per region, or background plus one per class; 0 without classes."""
+        return len(self.items) + (0 if self.are_regions() or not self.items else 1)
 
     def known(self) -> frozenset[int]:
         """Every foreground value a label map may hold, without the ignore value."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from medseg.errors import PlanError
-from medseg.types.geometry import Size3
+from medseg.types.geometry import Size3, Vec3
 from medseg.types.labels import Labels
 
 Scalar = bool | int | float | str
@@ -25,13 +25,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Topology:
-    """Shape of an encoder-decoder; index 0 is full resolution; for ndim 2 the z entries are 1."""
+    """Shape of an encoder-decoder; index 0 is full resolution; for ndim 2 the z entries are 1.
+
+    `spacing_mm` is (z, y, x) at full resolution; dilations and edge kernels are derived from it. Null: isotropic.
+    """
 
     ndim: Literal[2, 3]
     channels: tuple[int, ...]
     strides: tuple[Size3, ...]
     kernels: tuple[Size3, ...]
     blocks: tuple[int, ...]
+    spacing_mm: Vec3 | None = None
 
     def __post_init__(self) -> None:
         stages = {len(self.channels), len(self.strides), len(self.kernels), len(self.blocks)}
@@ -53,6 +57,18 @@ class Topology:
         for stride in self.strides:
             z, y, x = z * stride[0], y * stride[1], x * stride[2]
         return z, y, x
+
+    def spacings(self) -> tuple[tuple[float, ...], ...]:
+        """Spacing of every stage, finest first, along the axes that the network has; 1 where it is not known.
+
+        >>> Topology(2, (4, 8), ((1, 1, 1), (1, 2, 2)), ((1, 3, 3), (1, 3, 3)), (1, 1)).spacings()
+        ((1.0, 1.0), (2.0, 2.0))
+        """
+        now, found = [float(s) for s in self.spacing_mm or (1.0, 1.0, 1.0)], []
+        for stride in self.strides:
+            now = [s * n for s, n in zip(now, stride, strict=True)]
+            found.append(tuple(now[3 - self.ndim :]))
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -119,11 +135,17 @@ class Training:
 
 @dataclass(frozen=True)
 class Inference:
-    """How a whole volume is covered; `mirror_axes` index (z, y, x)."""
+    """How a whole volume is covered; `mirror_axes` index (z, y, x).
+
+    Mirroring `swap_axis`, the one between left and right, exchanges the labels and landmarks of these pairs of names.
+    """
 
     overlap: float = 0.5
     blend: Literal["gaussian", "constant"] = "gaussian"
     mirror_axes: tuple[int, ...] = ()
+    swap_axis: int | None = None
+    swap_labels: tuple[tuple[str, str], ...] = ()
+    swap_points: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,7 +172,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a run needs besides the voxels."""
+    """Everything a run needs besides the voxels; `landmarks` are the points a landmark head finds, in its order."""
 
     schema: Literal["medseg.plan/1"]
     name: str
@@ -164,6 +186,7 @@ class Plan:
     postprocess: tuple[Step, ...]
     origin: Origin
     reasons: Mapping[str, str]
+    landmarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.preprocess.intensity) != len(self.channels):
@@ -181,5 +204,7 @@ class Plan:
             )
         if self.network.topology.ndim == 2 and self.sampling.patch[0] != 1:
             raise PlanError("a 2D network has a patch of one slice", where="sampling.patch", hint="set z to 1")
+        if not self.labels.items and not self.landmarks:
+            raise PlanError("neither labels nor landmarks", where="labels.items", hint="name at least one")
         if self.sampling.batch < 1 or not self.training.losses:
             raise PlanError("batch and losses must not be empty", where="sampling.batch", hint="at least 1 each")

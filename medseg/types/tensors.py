@@ -1,6 +1,10 @@
-"""The records that hold torch tensors; the only types module that imports torch."""
+"""The records that hold torch tensors; the only types module that imports torch.
 
-from dataclasses import dataclass
+Points are voxel coordinates (z, y, x), or (y, x) in 2D, in which the centre of the first voxel is 0; NaN where a point
+is unknown or lies outside.
+"""
+
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -12,6 +16,7 @@ class Patch:
 
     image: Float[Tensor, "c *s"]
     labels: Int[Tensor, "1 *s"]
+    points: Float[Tensor, "n d"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,15 +24,43 @@ class Batch:
     """Stacked patches on the training device.
 
     `target` is one channel of class indices (0 = background), or one 0/1 channel per region; -1 is ignored. It has
-    the size of the image, or of a coarser decoder scale.
+    the size of the image, or of a coarser decoder scale. `spacing` is that of the target's voxels per axis, in mm, or
+    in pixels where the scans state none; None stands for 1 along every axis.
     """
 
     image: Float[Tensor, "b c *s"]
     target: Int[Tensor, "b r ..."]
+    points: Float[Tensor, "b n d"] | None = None
+    spacing: tuple[float, ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Boundary:
+    """What one boundary module found at its own scale, a channel per class: where edges are, and what they enclose."""
+
+    edge: Float[Tensor, "b k *s"]
+    mask: Float[Tensor, "b k *s"]
+
+
+@dataclass(frozen=True, eq=False)
 class NetworkOutput:
-    """What every network returns: logits per decoder scale, finest first."""
+    """What every network returns; every field is filled by at most one head.
 
-    logits: tuple[Float[Tensor, "b k ..."], ...]
+    `logits` per decoder scale, finest first. `boundaries` one per boundary module. `heatmaps` at the image's size and
+    `points` in its voxels, float32, of landmark heads. `distances` signed and normalised, at the image's size.
+    """
+
+    logits: tuple[Float[Tensor, "b k ..."], ...] = ()
+    boundaries: tuple[Boundary, ...] = ()
+    heatmaps: Float[Tensor, "b n *s"] | None = None
+    points: Float[Tensor, "b n d"] | None = None
+    distances: Float[Tensor, "b k *s"] | None = None
+
+    def as_float32(self) -> "NetworkOutput":
+        """The same in float32, for losses; landmark heads compute in float32 from the start."""
+        return replace(
+            self,
+            logits=tuple(part.float() for part in self.logits),
+            boundaries=tuple(Boundary(part.edge.float(), part.mask.float()) for part in self.boundaries),
+            distances=None if self.distances is None else self.distances.float(),
+        )

@@ -19,10 +19,15 @@ _SLOPES = {"leaky_relu": 0.01, "relu": 0.0}
 
 @dataclass(frozen=True)
 class Style:
-    """What every layer of a network shares."""
+    """What every layer of a network shares.
+
+    `attention` names an entry of `blocks.attention.ATTENTION`; `dropout` is the chance to drop a channel.
+    """
 
     norm: NormKind = "instance"
     act: ActKind = "leaky_relu"
+    attention: str = "none"
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value, known in (("norm", self.norm, _NORMS), ("act", self.act, _ACTS)):
@@ -36,10 +41,18 @@ class ConvNormAct(nn.Module):
     """Convolution, norm and, unless `act` is false, activation; (b, c, *s) to (b, c', *s / stride)."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], style: Style, *, act: bool = True
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        style: Style,
+        *,
+        act: bool = True,
+        groups: int = 1,
     ) -> None:
         super().__init__()
-        self.conv = conv(inputs, outputs, kernel, stride)
+        self.conv = conv(inputs, outputs, kernel, stride, groups=groups)
         self.norm = _NORMS[style.norm](outputs)
         self.act = style.act if act else None
 
@@ -73,15 +86,23 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def conv(
-    inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int] | None = None, *, bias: bool = True
+    inputs: int,
+    outputs: int,
+    kernel: Sequence[int],
+    stride: Sequence[int] | None = None,
+    *,
+    bias: bool = True,
+    groups: int = 1,
+    dilation: Sequence[int] | None = None,
 ) -> nn.Module:
     """Convolution that keeps the size (divided by `stride`); raises PlanError for an even kernel."""
     if any(k % 2 == 0 for k in kernel):
         raise PlanError(f"kernel {tuple(kernel)} is even", where="network.topology.kernels", hint="use odd sizes")
     kind = _Conv2d if len(kernel) == 2 else _Conv3d
-    padding = tuple(k // 2 for k in kernel)
-    steps = tuple(stride or (1,) * len(kernel))
-    return kind(inputs, outputs, tuple(kernel), steps, padding, bias=bias)  # type: ignore[arg-type]
+    ones = (1,) * len(kernel)
+    steps, apart = tuple(stride or ones), tuple(dilation or ones)
+    padding = tuple(k // 2 * d for k, d in zip(kernel, apart, strict=True))
+    return kind(inputs, outputs, tuple(kernel), steps, padding, apart, groups, bias)  # type: ignore[arg-type]
 
 
 def up_conv(inputs: int, outputs: int, stride: Sequence[int]) -> nn.Module:

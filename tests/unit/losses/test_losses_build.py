@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from medseg.errors import PlanError
+from medseg.losses import build
 from medseg.losses.build import at_scale, build_loss, scale_weights
 from medseg.losses.dice import cross_entropy, dice
 from medseg.types.plan import LossTerm
@@ -103,3 +104,21 @@ def test_a_wrong_plan_is_refused_before_training(terms: list[LossTerm], says: st
     with pytest.raises(PlanError, match=says) as error:
         build_loss(terms)
     assert error.value.where == "training.losses"
+
+
+def test_terms_of_the_whole_output_are_called_once_and_need_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reach(output: NetworkOutput, batch: Batch) -> torch.Tensor:
+        assert output.points is not None
+        return output.points.square().sum()
+
+    monkeypatch.setattr(build, "WHOLE_LOSSES", {"reach": reach})
+    output = NetworkOutput(points=torch.full((1, 1, 2), 3.0))
+    loss = build_loss([LossTerm(0.5, "reach")])
+    assert float(loss(output, _batch(4, 4)).total) == 9.0
+    with pytest.raises(PlanError, match="without the head segmentation"):
+        build_loss([LossTerm(0.5, "reach"), LossTerm(1.0, "dice_ce")])(output, _batch(4, 4))
+
+
+def test_spacing_follows_the_scale() -> None:
+    batch = Batch(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8, dtype=torch.int64), spacing=(0.5, 2.0))
+    assert at_scale(batch, (4, 8)).spacing == (1.0, 2.0)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import PlanError
-from medseg.networks.build import build_network
+from medseg.networks.build import build_network, merged
 from medseg.types.plan import Network, Step, Topology
+from medseg.types.tensors import NetworkOutput
 
 FLAT = Topology(2, (4, 8, 12), ((1, 1, 1), (1, 2, 2), (1, 2, 1)), ((1, 3, 3), (1, 3, 3), (1, 3, 1)), (1, 2, 1))
 THICK = Topology(3, (4, 8, 12), ((1, 1, 1), (1, 2, 2), (2, 2, 2)), ((1, 3, 3), (3, 3, 3), (3, 3, 3)), (2, 1, 2))
@@ -147,8 +148,8 @@ def test_a_backbone_of_the_users_own_needs_one_function_and_one_attribute(monkey
         _build("my_lab_nets:silent", THICK)
 
 
-def test_one_head_is_needed_and_must_be_known() -> None:
-    for heads, says in (((), "0 heads"), ((Step("points"),), "segmentation")):
+def test_a_head_is_needed_and_must_be_known() -> None:
+    for heads, says in (((), "no heads"), ((Step("points"),), "segmentation")):
         with pytest.raises(PlanError, match=says):
             build_network(Network("unet", ALONE, heads), channels=1, outputs=2)
 
@@ -160,3 +161,12 @@ def test_without_deep_supervision_training_sees_the_finest_scale_with_the_same_w
     image = torch.randn(1, 2, 2, 4, 4)
     assert len(flat(image).logits) == 1
     torch.testing.assert_close(flat(image).logits[0], deep(image).logits[0])
+
+
+def test_several_heads_fill_one_record_and_never_the_same_field() -> None:
+    logits, points = (torch.zeros(1, 2, 4),), torch.ones(1, 3, 2)
+    joint = merged([logits, NetworkOutput(points=points)])
+    assert joint.logits[0] is logits[0]
+    assert joint.points is points
+    with pytest.raises(PlanError, match="two heads return logits"):
+        merged([logits, logits])

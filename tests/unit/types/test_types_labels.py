@@ -24,7 +24,6 @@ def test_written_value_defaults_to_the_first():
 @pytest.mark.parametrize(
     ("items", "ignore"),
     [
-        ((), None),
         ((Label("a", (1,)), Label("a", (2,))), None),
         ((Label("a", (0,)),), None),
         ((Label("a", ()),), None),

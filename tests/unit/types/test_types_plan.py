@@ -39,6 +39,16 @@ def test_divisor_is_the_product_of_strides_per_axis():
     assert TOPOLOGY.divisor() == (2, 4, 4)
 
 
+def test_a_plan_of_landmarks_needs_no_labels():
+    plan = replace(PLAN, labels=Labels(()), landmarks=("menton",))
+    assert plan.labels.outputs() == 0
+
+
+def test_spacing_grows_with_the_strides_of_each_axis():
+    thick = replace(TOPOLOGY, spacing_mm=(3.0, 1.0, 0.5))
+    assert thick.spacings() == ((3.0, 1.0, 0.5), (3.0, 2.0, 1.0), (6.0, 4.0, 2.0))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -56,6 +66,7 @@ def test_a_topology_that_cannot_be_built_is_refused(change):
     ("change", "field"),
     [
         ({"channels": ("CT", "PET")}, "preprocess.intensity"),
+        ({"labels": Labels(())}, "labels.items"),
         ({"sampling": Sampling((8, 16, 18), 2)}, "sampling.patch"),
         ({"sampling": Sampling((8, 16, 16), 0)}, "sampling.batch"),
     ],
