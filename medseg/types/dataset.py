@@ -11,6 +11,7 @@ from medseg.types.labels import Labels
 class Case:
     """One subject visit: one file or DICOM folder per channel, or one file that holds all channels.
 
+    `landmarks` is a file of points. A case has a label map, landmarks, or both, unless it is only to be predicted.
     `group` names what must never be split between folds, usually the patient. Of DICOM scans, `files` lists per channel
     the files to read, `volumes` which of the volumes in these files, counted from 0, `series_uids` their series, and
     `modalities` what these say they are.
@@ -24,6 +25,7 @@ class Case:
     volumes: tuple[int, ...] = ()
     series_uids: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
+    landmarks: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """`dataset.json` in memory; `splits` only where the data set brings its own."""
+    """`dataset.json` in memory; `splits` only where the data set brings its own.
+
+    `landmarks` are the names of the points that cases may have; of a data set with nothing else, `labels` is empty.
+    `spacing_mm` (y, x) is that of flat images that state none.
+    """
 
     name: str
     root: Path
@@ -44,6 +50,8 @@ class Dataset:
     labels: Labels
     cases: tuple[Case, ...]
     splits: tuple[Split, ...] = ()
+    landmarks: tuple[str, ...] = ()
+    spacing_mm: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

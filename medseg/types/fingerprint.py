@@ -22,7 +22,10 @@ class IntensityStats:
 
 @dataclass(frozen=True)
 class CaseFingerprint:
-    """Measurements of one case; shapes and spacings are (z, y, x) in the dataset's common orientation."""
+    """Measurements of one case; shapes and spacings are (z, y, x) in the dataset's common orientation.
+
+    `landmarks` are the names of the points that are placed.
+    """
 
     case_id: str
     shape: Size3
@@ -32,6 +35,7 @@ class CaseFingerprint:
     intensity: tuple[IntensityStats, ...]
     class_voxels: tuple[int, ...]
     warnings: tuple[str, ...] = ()
+    landmarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Fingerprint:
     `orientation` is the patient direction of the array axes x, y, z of all scans after reorienting, e.g. "LPS".
     `mirror_labels` and `mirror_image` say, per axis (z, y, x), how alike the mean label atlas (overlap of the least
     symmetric class) and the mean image (correlation) of all cases are to their own mirror image: 1 = symmetric, 0 or
-    less = mirroring makes scans that never occur.
+    less = mirroring makes scans that never occur. `landmarks` are the names of all points, in the data set's order.
     """
 
     schema: Literal["medseg.fingerprint/1"]
@@ -55,3 +59,4 @@ class Fingerprint:
     intensity: tuple[IntensityStats, ...]
     mirror_labels: Vec3
     mirror_image: Vec3
+    landmarks: tuple[str, ...] = ()

@@ -71,6 +71,20 @@ class Geometry:
         matrix[:3, 3] = self.origin_mm
         return matrix
 
+    def to_voxels(self, points_mm: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 3"]:
+        """Array places (z, y, x), also between voxels and outside of the grid, of LPS points (x, y, z); NaN stays.
+
+        >>> Geometry((2, 3, 4), (3.0, 2.0, 1.0), (10.0, 0.0, 0.0)).to_voxels(np.array([[10.5, 0.0, 3.0]]))
+        array([[1. , 0. , 0.5]])
+        """
+        places: np.ndarray = (points_mm - np.array(self.origin_mm)) @ np.linalg.inv(self.affine()[:3, :3]).T
+        return places
+
+    def to_points_mm(self, voxels: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 3"]:
+        """LPS points (x, y, z) of array places (z, y, x); undoes `to_voxels`."""
+        points: np.ndarray = voxels @ self.affine()[:3, :3].T + np.array(self.origin_mm)
+        return points
+
     def voxel_mm3(self) -> float:
         """Volume of one voxel in mm3."""
         z, y, x = self.spacing_mm

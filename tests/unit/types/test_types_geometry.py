@@ -69,3 +69,16 @@ def test_corner_distance_is_the_farthest_corner():
 def test_impossible_grids_are_refused(fields):
     with pytest.raises(GeometryError):
         Geometry(**fields)
+
+
+@given(st.tuples(*[st.floats(-20, 20)] * 3))
+def test_points_and_voxels_are_each_others_inverse(index):
+    point = point_by_hand(OBLIQUE, index)
+    assert OBLIQUE.to_points_mm(np.array([index]))[0] == pytest.approx(point)
+    assert OBLIQUE.to_voxels(point[None])[0] == pytest.approx(index, abs=1e-9)
+
+
+def test_a_landmark_without_a_place_has_no_voxel():
+    places = OBLIQUE.to_voxels(np.array([[np.nan] * 3, point_by_hand(OBLIQUE, (1, 2, 3))]))
+    assert np.isnan(places[0]).all()
+    assert places[1] == pytest.approx((1, 2, 3))
