@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from medseg.errors import PlanError
+from medseg.losses import landmarks
 from medseg.losses.dice import cross_entropy, dice, dice_ce
 from medseg.plugins import resolve
 from medseg.types.plan import LossTerm
@@ -15,7 +16,7 @@ from medseg.types.tensors import Batch, NetworkOutput
 # Terms of one decoder scale.
 LOSSES: Mapping[str, Callable[..., Tensor]] = {"dice_ce": dice_ce, "dice": dice, "cross_entropy": cross_entropy}
 # Terms of the whole output: of heads other than segmentation.
-WHOLE_LOSSES: Mapping[str, Callable[..., Tensor]] = {}
+WHOLE_LOSSES: Mapping[str, Callable[..., Tensor]] = {"dsnt": landmarks.dsnt, "heatmap": landmarks.heatmap}
 
 
 @dataclass(frozen=True, eq=False)

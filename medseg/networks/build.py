@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from medseg.errors import PlanError
+from medseg.networks import landmark_heads
 from medseg.networks.heads import segmentation
 from medseg.networks.unet import resenc_unet, unet
 from medseg.plugins import resolve
@@ -18,7 +19,11 @@ from medseg.types.tensors import NetworkOutput
 BuildBackbone = Callable[..., nn.Module]
 BuildHead = Callable[..., nn.Module]
 BACKBONES: Mapping[str, BuildBackbone] = {"unet": unet, "resenc_unet": resenc_unet}
-HEADS: Mapping[str, BuildHead] = {"segmentation": segmentation}
+HEADS: Mapping[str, BuildHead] = {
+    "segmentation": segmentation,
+    "dsnt": landmark_heads.dsnt,
+    "heatmap": landmark_heads.heatmap,
+}
 
 
 class HeadedNetwork(nn.Module):
