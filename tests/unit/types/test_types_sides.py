@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 
 from medseg.types.labels import Label, Labels
