@@ -1,9 +1,9 @@
 """Preprocessed cases on disk as chunked arrays, from which a patch is read without reading the case.
 
 Per case: `<case>.image.b2nd` (exact float32), `<case>.labels.b2nd`, `<case>.foreground.safetensors` (sampled voxel
-positions per label value) and, written last, `<case>.json`. Blosc2 with Zstandard; chunks of one patch, in blocks of
-at most 128 KiB, so that any patch touches few of them. Half precision would halve size and reading time, but no longer
-be the image that was prepared.
+positions per label value, and the places of landmarks) and, written last, `<case>.json`. Blosc2 with Zstandard; chunks
+of one patch, in blocks of at most 128 KiB, so that any patch touches few of them. Half precision would halve size and
+reading time, but no longer be the image that was prepared.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import Literal
 
 import blosc2
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Shaped
+from jaxtyping import Bool, Float32, Float64, Int32, Shaped
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -30,7 +30,7 @@ from medseg.types.plan import Preprocess
 VERSION: Literal["medseg.cache/1"] = "medseg.cache/1"
 POSITIONS = 10_000
 _BLOCK_VOXELS = 32 * 32 * 32
-_INSIDE = "inside"
+_INSIDE, _POINTS = "inside", "points"
 _PARTS = ("image.b2nd", "labels.b2nd", "foreground.safetensors")
 
 
@@ -58,6 +58,7 @@ class CachedCase:
     """A case in the cache; `foreground` holds up to 10,000 voxel positions (z, y, x) per label value.
 
     `inside` holds as many of the part of the scan that counts, where it is not all (the fan of ultrasound).
+    `points` are the plan's landmarks, in its order, as places (z, y, x) on the case's grid; NaN where one is not known.
     It holds paths, no open files, so it may be sent to other processes and read from several threads.
     """
 
@@ -69,6 +70,7 @@ class CachedCase:
     foreground_voxels: dict[int, int]
     stem: Path
     inside: Int32[np.ndarray, "n 3"] | None = None
+    points: Float64[np.ndarray, "p 3"] | None = None
 
     def read(self, box: Box) -> tuple[Float32[np.ndarray, "c z y x"], Shaped[np.ndarray, "z y x"]]:
         """Image and labels in `box`, which may reach outside the case: there both are 0.
@@ -79,9 +81,11 @@ class CachedCase:
         return _read_box(image, box), _read_box(labels, box)
 
 
-def cache_key(preprocess: Preprocess, labels: Labels) -> str:
+def cache_key(preprocess: Preprocess, labels: Labels, landmarks: Sequence[str] = ()) -> str:
     """Name of the cache of all cases prepared in this way; changes with the format of the cache."""
-    return hashlib.sha256(f"{VERSION} {record_sha256(preprocess)} {record_sha256(labels)}".encode()).hexdigest()
+    parts = [VERSION, record_sha256(preprocess), record_sha256(labels)]
+    parts += [record_sha256(tuple(landmarks))] if landmarks else []
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def write_case(
@@ -93,12 +97,14 @@ def write_case(
     patch: Size3,
     sources: Sequence[Path] = (),
     inside: Bool[np.ndarray, "z y x"] | None = None,
+    points: Float64[np.ndarray, "p 3"] | None = None,
 ) -> None:
     """Store a prepared case; it counts as present only when all of it is.
 
     `sources` are the files or folders it was made of: their sizes and times are recorded, so that `is_complete` sees
-    changes. Positions are drawn with a fixed seed, without the ignore value, and also of `inside`. Raises
-    GeometryError if the grids differ, DatasetError if there is no room.
+    changes. Positions are drawn with a fixed seed, without the ignore value, and also of `inside`. `points` are places
+    of landmarks (z, y, x) on the image's grid, NaN where not known. Raises GeometryError if the grids differ,
+    DatasetError if there is no room.
     """
     if not image.geometry.same_grid(labels.geometry):
         raise GeometryError("image and labels lie on different grids", where=case_id, hint="prepare both alike")
@@ -107,9 +113,11 @@ def write_case(
     _write_array(_part(stem, _PARTS[0]), np.asarray(image.array, np.float32), patch, level=1)
     _write_array(_part(stem, _PARTS[1]), labels.array, patch, level=5)
     positions, counts = _sample_positions(labels)
-    stored = {str(value): found for value, found in positions.items()}
+    stored: dict[str, np.ndarray] = {str(value): found for value, found in positions.items()}
     if inside is not None:
         stored[_INSIDE] = _positions(np.flatnonzero(inside), inside.shape, 0)
+    if points is not None:
+        stored[_POINTS] = np.ascontiguousarray(points, np.float64)
     with _written(_part(stem, _PARTS[2])) as temporary:
         save_file(stored, temporary)
     files = {part: _File(_part(stem, part).stat().st_size, file_sha256(_part(stem, part))) for part in _PARTS}
@@ -145,7 +153,7 @@ def open_case(folder: Path, case_id: str) -> CachedCase:
     stem = _stem(folder, case_id)
     entry = read_record(_part(stem, "json"), _Entry)
     stored = load_file(_part(stem, _PARTS[2]))
-    inside = stored.pop(_INSIDE, None)
+    inside, points = stored.pop(_INSIDE, None), stored.pop(_POINTS, None)
     positions = {int(value): found for value, found in stored.items()}
     return CachedCase(
         case_id=case_id,
@@ -156,6 +164,7 @@ def open_case(folder: Path, case_id: str) -> CachedCase:
         foreground_voxels={int(value): count for value, count in entry.foreground_voxels.items()},
         stem=stem,
         inside=inside,
+        points=points,
     )
 
 

@@ -177,3 +177,19 @@ def test_a_full_disk_is_an_error_with_a_remedy_and_no_case(tmp_path, limit):
         write_case(tmp_path, "a", image, labels, patch=PATCH)
     assert not is_complete(tmp_path, "a")
     assert not list(tmp_path.glob(".part-*"))
+
+
+def test_landmarks_come_back_exactly_and_a_case_without_them_has_none(tmp_path, made):
+    _, image, array = made
+    points = np.array([[1.25, -3.5, 40.0], [np.nan] * 3])
+    write_case(tmp_path, "a", image, LabelMap(array, GRID, LABELS), patch=PATCH, points=points)
+    write_case(tmp_path, "b", image, LabelMap(array, GRID, LABELS), patch=PATCH)
+    np.testing.assert_array_equal(open_case(tmp_path, "a").points, points)
+    assert list(open_case(tmp_path, "a").foreground) == [1, 2]
+    assert open_case(tmp_path, "b").points is None
+
+
+def test_other_landmarks_need_another_cache_and_none_the_one_as_ever():
+    plan = Preprocess((1.0, 1.0, 1.0), (Step("z_score"),))
+    assert cache_key(plan, LABELS, ()) == cache_key(plan, LABELS)
+    assert len({cache_key(plan, LABELS, names) for names in ((), ("a",), ("a", "b"), ("b", "a"))}) == 4
