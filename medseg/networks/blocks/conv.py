@@ -1,44 +1,58 @@
 """Convolution, norm and activation for 2D and 3D."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg.errors import PlanError
+from medseg.networks.blocks.activations import ACTS, SLOPES, ActKind, after_conv, pieces
+from medseg.networks.blocks.drop import channel_dropout, check_chance
 from medseg.networks.blocks.norm_act import instance_norm_act, keep_recipe, recomputed
+from medseg.networks.blocks.norms import NORMS, InstanceNorm, NormKind
 
-NormKind = Literal["instance", "group", "batch"]
-ActKind = Literal["leaky_relu", "relu", "silu"]
-_SLOPES = {"leaky_relu": 0.01, "relu": 0.0}
+__all__ = [
+    "ActKind",
+    "ConvNormAct",
+    "InstanceNorm",
+    "NormKind",
+    "Style",
+    "conv",
+    "initialise",
+    "start_at_zero",
+    "up_conv",
+]
 
 
 @dataclass(frozen=True)
 class Style:
     """What every layer of a network shares.
 
-    `attention` names an entry of `blocks.attention.ATTENTION`; `dropout` is the chance to drop a channel.
+    `norm`, `act` and `attention` name entries of `blocks.norms.NORMS`, `blocks.activations.ACTS` and
+    `blocks.attention.ATTENTION`; `dropout` is the chance to drop a channel, `drop_path` that to drop a residual branch.
     """
 
     norm: NormKind = "instance"
     act: ActKind = "leaky_relu"
     attention: str = "none"
     dropout: float = 0.0
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value, known in (("norm", self.norm, _NORMS), ("act", self.act, _ACTS)):
+        for name, value, known in (("norm", self.norm, NORMS), ("act", self.act, ACTS)):
             if value not in known:
                 raise PlanError(
                     f'unknown {name} "{value}"', where="network.options", hint=f"use one of {', '.join(known)}"
                 )
+        check_chance(self.dropout, "dropout")
+        check_chance(self.drop_path, "drop_path")
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, norm and, unless `act` is false, activation; (b, c, *s) to (b, c', *s / stride)."""
+    """Convolution, norm and, unless `act` is false, activation and dropout; (b, c, *s) to (b, c', *s / stride).
+
+    For maxout the convolution and its norm are twice as wide.
+    """
 
     def __init__(
         self,
@@ -50,39 +64,33 @@ class ConvNormAct(nn.Module):
         *,
         act: bool = True,
         groups: int = 1,
+        dilation: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.conv = conv(inputs, outputs, kernel, stride, groups=groups)
-        self.norm = _NORMS[style.norm](outputs)
-        self.act = style.act if act else None
+        width = outputs * pieces(style.act) if act else outputs
+        self.conv = conv(inputs, width, kernel, stride, groups=groups, dilation=dilation)
+        self.norm = NORMS[style.norm](width)
+        self.act = after_conv(style.act, outputs) if act else None
+        self.drop = channel_dropout(style.dropout, len(kernel)) if act and style.dropout > 0 else None
+        self.slope = SLOPES.get(style.act) if act else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
-        if isinstance(self.norm, InstanceNorm) and self.act in (None, *_SLOPES):
-            slope = 1.0 if self.act is None else _SLOPES[self.act]
-            return instance_norm_act(x, self.norm.weight, self.norm.bias, eps=self.norm.eps, slope=slope)
-        x = self.norm(x)
-        return x if self.act is None else activate(x, self.act)
+        if isinstance(self.norm, InstanceNorm) and self.slope is not None:
+            x = instance_norm_act(x, self.norm.weight, self.norm.bias, eps=self.norm.eps, slope=self.slope)
+        else:
+            x = self.norm(x)
+            x = x if self.act is None else self.act(x)
+        return x if self.drop is None else self.drop(x)
 
 
-class InstanceNorm(nn.Module):
-    """Zero mean and unit variance per sample and channel, then scale and shift (Ulyanov 2016)."""
-
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return instance_norm_act(x, self.weight, self.bias, eps=self.eps)
-
-
-class _BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm for any number of axes."""
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        return
+def start_at_zero(layer: ConvNormAct) -> None:
+    """Let a layer without activation return 0 until it has learnt: the weight of its norm, or else its convolution."""
+    weight = getattr(layer.norm, "weight", None)
+    if isinstance(weight, Tensor):
+        nn.init.zeros_(weight)
+    else:
+        layer.conv.starts_at_zero = True  # type: ignore[assignment]  # for `initialise`
 
 
 def conv(
@@ -111,16 +119,13 @@ def up_conv(inputs: int, outputs: int, stride: Sequence[int]) -> nn.Module:
     return kind(inputs, outputs, tuple(stride), tuple(stride))  # type: ignore[arg-type]
 
 
-def activate(x: Tensor, act: ActKind) -> Tensor:
-    """The activation, in place where its backward pass allows."""
-    return F.silu(x) if act == "silu" else F.leaky_relu(x, _SLOPES[act], inplace=True)
-
-
 def initialise(network: nn.Module) -> None:
-    """Kaiming normal for the slope 0.01 and zero bias in every convolution (He 2015)."""
+    """Kaiming normal for the slope 0.01 and zero bias in every convolution (He 2015); 0 after `start_at_zero`."""
     for module in network.modules():
         if isinstance(module, nn.modules.conv._ConvNd):
             nn.init.kaiming_normal_(module.weight, a=0.01)
+            if getattr(module, "starts_at_zero", False):
+                nn.init.zeros_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
@@ -155,11 +160,3 @@ class _Up3d(nn.ConvTranspose3d):
             return super().forward(x, output_size)
         with keep_recipe(x):
             return super().forward(x, output_size)
-
-
-def _group_norm(channels: int) -> nn.Module:
-    return nn.GroupNorm(math.gcd(8, channels), channels)
-
-
-_NORMS: dict[str, Callable[[int], nn.Module]] = {"instance": InstanceNorm, "group": _group_norm, "batch": _BatchNorm}
-_ACTS = (*_SLOPES, "silu")

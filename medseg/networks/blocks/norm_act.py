@@ -21,13 +21,24 @@ _leaky_backward = torch.ops.aten.leaky_relu_backward
 def instance_norm_act(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, slope: float = 1.0) -> Tensor:
     """`leaky_relu(instance_norm(x), slope)` of (b, c, *s) (Ulyanov 2016); slope 1 is the norm alone.
 
-    Statistics are float32 whatever the dtype of `x`; any memory format, which the result shares.
+    Statistics are float32 whatever the dtype of `x`; any memory format, which the result shares. Compilers and
+    exporters, which choose themselves what to compute again, get the definition.
     """
+    if torch.compiler.is_compiling():
+        return _definition(x, weight, bias, eps, slope)
     y, mean, inverse = _InstanceNormAct.apply(x, weight, bias, eps, slope)  # type: ignore[no-untyped-call]
     if torch.is_grad_enabled() and y.requires_grad:
         kept = (x.detach(), weight.detach(), bias.detach(), mean, inverse)
         recompute_with(y, lambda: _apply(*kept, eps, slope))
     return y  # type: ignore[no-any-return]
+
+
+def _definition(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    size = (-1, *(1,) * (x.dim() - 2))
+    var, mean = torch.var_mean(wide, tuple(range(2, x.dim())), correction=0, keepdim=True)
+    y = (wide - mean) * torch.rsqrt(var + eps) * weight.view(size) + bias.view(size)
+    return (F.leaky_relu(y, slope) if slope != 1.0 else y).to(x.dtype)
 
 
 def concatenate(first: Tensor, second: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Networks by topology: sizes, scales, plans, users' own backbones."""
 
+from collections.abc import Iterable
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import PlanError
+from medseg.networks.blocks.activations import ACTS
+from medseg.networks.blocks.norms import NORMS
 from medseg.networks.build import build_network, merged
 from medseg.types.plan import Network, Step, Topology
 from medseg.types.tensors import NetworkOutput
@@ -92,11 +95,52 @@ def test_a_new_residual_block_passes_its_skip() -> None:
     torch.testing.assert_close(halved, (image[:, :, ::2] + image[:, :, 1::2]) / 2)
 
 
-@pytest.mark.parametrize("options", [{"norm": "group"}, {"norm": "batch"}, {"act": "silu"}, {"decoder_blocks": 3}])
+def _others(known: Iterable[str], name: str, plain: str) -> list[dict[str, object]]:
+    return [{name: value} for value in known if value != plain]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *_others(NORMS, "norm", "instance"),
+        *_others(ACTS, "act", "leaky_relu"),
+        {"decoder_blocks": 3},
+        {"dropout": 0.1},
+    ],
+    ids=str,
+)
 def test_options_reach_the_network(options: dict[str, object]) -> None:
     plain, other = _build("resenc_unet", THICK), _build("resenc_unet", THICK, **options)
     image = torch.randn(2, 2, 4, 8, 8)
     assert not torch.equal(plain(image).logits[0], other(image).logits[0])
+    for _ in range(2):  # the branches of residual blocks start at 0 and learn from the second step
+        found = other(image).logits
+        other.zero_grad()
+        sum(t.square().mean() for t in found).backward()
+        with torch.no_grad():
+            torch._foreach_sub_(list(other.parameters()), [1e-3 * p.grad for p in other.parameters()])
+    assert [t.shape for t in found] == [t.shape for t in plain(image).logits]
+    assert all(torch.isfinite(t).all() for t in found)
+    still = [n for n, p in other.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert [n for n in still if "conv.bias" not in n] == []
+
+
+def test_a_dropped_branch_leaves_a_sample_its_skip() -> None:
+    backbone = _build("resenc_unet", ALONE, drop_path=0.5).get_submodule("backbone.encoder.0.1.0")
+    torch.nn.init.ones_(backbone.get_parameter("second.norm.weight"))
+    image = torch.rand(40, 4, 3, 3, 3)
+    left = [torch.equal(y, x) for y, x in zip(backbone(image), image, strict=True)]
+    assert 10 < sum(left) < 30
+    assert not any(torch.equal(y, x) for y, x in zip(backbone.eval()(image), image, strict=True))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("act", ["leaky_relu", "maxout"])
+def test_a_new_residual_encoder_is_its_skips_whatever_the_norm(norm: str, act: str) -> None:
+    network = _build("resenc_unet", ALONE, norm=norm, act=act)
+    stage = network.get_submodule("backbone.encoder.0")
+    image = torch.rand(2, 4, 3, 3, 3)
+    torch.testing.assert_close(stage[1](image), image)
 
 
 @pytest.mark.parametrize(
@@ -104,8 +148,9 @@ def test_options_reach_the_network(options: dict[str, object]) -> None:
     [
         ("vnet", {}, "resenc_unet, unet"),
         ("unet", {"depth": 3}, "no option depth"),
-        ("unet", {"norm": "layer"}, "instance, group, batch"),
-        ("unet", {"act": "tanh"}, "leaky_relu"),
+        ("unet", {"norm": "weight"}, "instance, group, batch"),
+        ("unet", {"act": "step"}, "leaky_relu"),
+        ("unet", {"dropout": 1.0}, "less than 1"),
         ("unet", {"decoder_blocks": 0}, "decoder_blocks"),
         ("nowhere_at_all:net", {}, "cannot import"),
     ],
