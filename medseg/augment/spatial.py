@@ -1,4 +1,4 @@
-"""Changes of place: image and labels move together."""
+"""Changes of place: image, labels and points move together."""
 
 import math
 from collections.abc import Sequence
@@ -29,7 +29,8 @@ def affine(
 
     Rotation is uniform within +-`degrees` about every axis; the scale is uniform below or above 1, and above 1 sees
     more of the scan. `in_plane` leaves the first axis of 3D patches alone. Images are interpolated linearly, labels are
-    the largest of the linearly interpolated indicators; outside is 0. Where neither fires, the patch is only cropped.
+    the largest of the linearly interpolated indicators; outside is 0. Points go where their voxels go, also out of the
+    patch. Where neither fires, the patch is only cropped.
     """
     ndim = patch.image.ndim - 1
     out = tuple(patch.image.shape[1:]) if size is None else tuple(size)[-ndim:]
@@ -40,7 +41,7 @@ def affine(
     if flat and ndim == 3:
         return _each_slice(centre_crop(patch, (out[0], *patch.image.shape[2:])), matrix, out)
     image, labels = _sample(patch.image[None], patch.labels[None], matrix, out)
-    return Patch(image[0], labels[0])
+    return replace(patch, image=image[0], labels=labels[0], points=_points(patch, matrix, out))
 
 
 def draw_matrix(
@@ -67,23 +68,47 @@ def rotation(angles: Sequence[float]) -> Tensor:
     return matrix
 
 
-def mirror(patch: Patch, rng: torch.Generator, *, axes: Sequence[int] = (0, 1, 2), p: float = 0.5) -> Patch:
-    """Flip each of `axes`, counted as (z, y, x) in 2D too, with chance `p`."""
+def mirror(
+    patch: Patch,
+    rng: torch.Generator,
+    *,
+    axes: Sequence[int] = (0, 1, 2),
+    p: float = 0.5,
+    swap_axis: int | None = None,
+    swap_values: Sequence[int] = (),
+    swap_points: Sequence[int] = (),
+) -> Patch:
+    """Flip each of `axes`, counted as (z, y, x) in 2D too, with chance `p`.
+
+    Where `swap_axis` is flipped, the one between left and right, label values and points (by their number) change
+    places, two by two: `swap_values` (1, 2, 5, 6) makes 1 of 2, 2 of 1, 5 of 6 and 6 of 5.
+    """
     chances = uniforms(rng, 3)
     ndim = patch.image.ndim - 1
     if any(axis not in range(3 - ndim, 3) for axis in axes):
         raise PlanError(f"cannot mirror axes {list(axes)} of a {ndim}D patch", where="mirror", hint="z, y, x = 0, 1, 2")
+    if any(len(swaps) % 2 or len(set(swaps)) < len(swaps) for swaps in (swap_values, swap_points)):
+        raise PlanError("swaps are no pairs", where="mirror", hint="list every value or point once, partners together")
     dims = [axis - 3 for axis in axes if chances[axis] < p]
     if not dims:
         return patch
-    return Patch(patch.image.flip(dims), patch.labels.flip(dims))
+    labels, points = patch.labels.flip(dims), patch.points
+    if points is not None:
+        points = points.clone()
+        for dim in dims:
+            points[:, dim] = patch.image.shape[dim] - 1 - points[:, dim]
+    if swap_axis is not None and swap_axis - 3 in dims:
+        labels = _exchanged(labels, swap_values)
+        points = points if points is None else points[_order(len(points), swap_points)]
+    return replace(patch, image=patch.image.flip(dims), labels=labels, points=points)
 
 
 def centre_crop(patch: Patch, size: Sequence[int]) -> Patch:
     """The middle `size` voxels (z, y, x) or (y, x); axes that are smaller stay."""
     starts = [max(0, (n - m) // 2) for n, m in zip(patch.image.shape[1:], size, strict=True)]
     box = (slice(None), *(slice(a, a + m) for a, m in zip(starts, size, strict=True)))
-    return replace(patch, image=patch.image[box], labels=patch.labels[box])
+    points = None if patch.points is None else patch.points - patch.points.new_tensor(starts)
+    return replace(patch, image=patch.image[box], labels=patch.labels[box], points=points)
 
 
 def _zoom(low: float, high: float, coin: float, share: float) -> float:
@@ -94,7 +119,36 @@ def _zoom(low: float, high: float, coin: float, share: float) -> float:
 
 def _each_slice(patch: Patch, matrix: Tensor, out: Sequence[int]) -> Patch:
     image, labels = _sample(patch.image.transpose(0, 1), patch.labels.transpose(0, 1), matrix, out[1:])
-    return Patch(image.transpose(0, 1).contiguous(), labels.transpose(0, 1).contiguous())
+    image, labels = image.transpose(0, 1).contiguous(), labels.transpose(0, 1).contiguous()
+    return replace(patch, image=image, labels=labels, points=_points(patch, matrix, out))
+
+
+def _points(patch: Patch, matrix: Tensor, out: Sequence[int]) -> Tensor | None:
+    """Where the points of a patch are in the `out` voxels that are sampled at `matrix` times the offset."""
+    if patch.points is None:
+        return None
+    points, turned = patch.points.clone(), len(matrix)
+    middle = [(n - 1) / 2 for n in patch.image.shape[-turned:]]
+    offset = points[:, -turned:] - points.new_tensor(middle)
+    points[:, -turned:] = offset @ torch.linalg.inv(matrix).T.to(offset)
+    points[:, -turned:] += points.new_tensor([(n - 1) / 2 for n in out[-turned:]])
+    return points
+
+
+def _exchanged(labels: Tensor, swaps: Sequence[int]) -> Tensor:
+    """Labels whose values have changed places two by two."""
+    there = labels.clone()
+    for one, other in zip(swaps[::2], swaps[1::2], strict=True):
+        there[labels == one] = other
+        there[labels == other] = one
+    return there
+
+
+def _order(count: int, swaps: Sequence[int]) -> list[int]:
+    order = list(range(count))
+    for one, other in zip(swaps[::2], swaps[1::2], strict=True):
+        order[one], order[other] = other, one
+    return order
 
 
 def _sample(image: Tensor, labels: Tensor, matrix: Tensor, out: Sequence[int]) -> tuple[Tensor, Tensor]:

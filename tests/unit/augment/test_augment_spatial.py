@@ -168,3 +168,110 @@ def test_the_whole_chain_repeats_with_the_generator_and_keeps_its_input(shape):
     assert not torch.equal(first.image, other.image)
     assert first.image.isfinite().all() and first.image.shape == patch.image.shape
     assert torch.equal(patch.image, before[0]) and torch.equal(patch.labels, before[1])
+
+
+def spots(shape, points):
+    """A bright spot at every point, a channel each, and the points; places need not be voxels."""
+    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in shape), indexing="ij")
+    grid = torch.stack(axes, -1)
+    image = torch.stack([torch.exp(-((grid - point) ** 2).sum(-1) / (2 * 1.3**2)) for point in points])
+    labels = (image > 0.5).any(0, keepdim=True).to(torch.int16)
+    return Patch(image, labels, torch.as_tensor(points))
+
+
+def centroids(image):
+    """Centre of mass of every channel, by sums over a grid."""
+    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in image.shape[1:]), indexing="ij")
+    total = image.sum(tuple(range(1, image.dim())))
+    return torch.stack([(image * axis).sum(tuple(range(1, image.dim()))) / total for axis in axes], -1)
+
+
+PLACES_2D = torch.tensor([[14.0, 17.25], [22.5, 13.0], [18.0, 21.0]])
+PLACES_3D = torch.tensor([[10.0, 14.0, 17.25], [12.5, 22.5, 13.0], [11.0, 18.0, 21.0]])
+
+
+@pytest.mark.parametrize("size", [None, (15, 24, 22)])
+@pytest.mark.parametrize(("places", "in_plane"), [(PLACES_2D, False), (PLACES_3D, False), (PLACES_3D, True)])
+def test_affine_moves_points_as_it_moves_what_is_bright_there(places, in_plane, size):
+    patch = spots((22, 37, 34)[3 - places.shape[1] :], places)
+    seen = 0
+    for seed in range(6):
+        function = build_augment(
+            [Step("affine", {"p": 0.7, "degrees": 25.0, "scale_low": 0.8, "scale_high": 1.2, "in_plane": in_plane})],
+            patch=size,
+        )
+        out = function(patch, generator(seed))
+        edge = torch.tensor(out.image.shape[1:]) - 4
+        whole = ((out.points > 3) & (out.points < edge)).all(1)
+        assert torch.allclose(centroids(out.image)[whole], out.points[whole], atol=0.05)
+        seen += int(whole.sum())
+    assert seen > 6
+    assert torch.equal(patch.points, places)
+
+
+@pytest.mark.parametrize("places", [PLACES_2D, PLACES_3D])
+def test_mirror_and_crop_move_points_with_the_voxels(places):
+    shape = (23, 37, 34)[3 - places.shape[1] :]
+    patch = spots(shape, places)
+    for axis in range(3 - len(shape), 3):
+        out = mirror(patch, generator(), axes=[axis], p=1.0)
+        assert torch.allclose(out.points, centroids(out.image), atol=1e-3)
+    out = centre_crop(patch, (17, 30, 33)[3 - len(shape) :])
+    assert torch.allclose(out.points, centroids(out.image), atol=0.05)
+
+
+def test_unknown_points_stay_unknown_and_steps_on_grey_values_leave_points_alone():
+    points = torch.tensor([[float("nan")] * 3, [3.0, 4.0, 5.0]])
+    patch = Patch(torch.rand(1, 10, 12, 14), torch.zeros(1, 10, 12, 14, dtype=torch.int16), points)
+    out = mirror(affine(patch, generator(), p=1.0), generator(), p=1.0)
+    assert out.points[0].isnan().all() and out.points[1].isfinite().all()
+    for name in set(AUGMENT) - {"affine", "mirror"}:
+        function = build_augment([Step(name, {"p": 1.0})])
+        assert torch.equal(function(patch, generator()).points[1], points[1]), name
+
+
+def test_flipping_the_axis_between_the_sides_exchanges_values_and_points():
+    labels = torch.tensor([[[1, 1, 0, 5, 2, 3]]], dtype=torch.int16)
+    points = torch.tensor([[0.0, 0.0], [0.0, 4.0], [0.0, 2.0]])
+    patch = Patch(labels.float(), labels, points)
+    options = {"p": 1.0, "swap_axis": 2, "swap_values": [1, 2], "swap_points": [0, 1]}
+    out = mirror(patch, generator(), axes=[2], **options)
+    assert out.labels.tolist() == [[[3, 1, 5, 0, 2, 2]]]
+    assert out.points.tolist() == [[0.0, 1.0], [0.0, 5.0], [0.0, 3.0]]
+    other = mirror(patch, generator(), axes=[1], **options)
+    assert torch.equal(other.labels, labels) and torch.equal(other.points, points)
+
+
+def sided(shape=(12, 16, 20)):
+    """A scan in which left and right differ by their side only: a ball each, labels 1 and 2, points in the middle."""
+    labels = torch.zeros(1, *shape, dtype=torch.int16)
+    points = torch.tensor([[5.0, 8.0, 4.0], [5.0, 8.0, 15.0], [9.0, 3.0, 9.5]])
+    grid = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in shape), indexing="ij"), -1)
+    for value, point in enumerate(points[:2], start=1):
+        labels[0][((grid - point) ** 2).sum(-1) < 9] = value
+    return Patch((labels > 0).float(), labels, points)
+
+
+def test_a_sided_phantom_keeps_its_sides_under_augmentation():
+    patch = sided()
+    options = {"swap_axis": 2, "swap_values": [1, 2], "swap_points": [0, 1]}
+    turn = {"p": 0.5, "degrees": 15.0, "scale_low": 0.9, "scale_high": 1.1}
+    function = build_augment([Step("affine", turn), Step("mirror", options)])
+    plain = build_augment([Step("affine", turn), Step("mirror")])
+    middle = (patch.labels.shape[-1] - 1) / 2
+    wrong = 0
+    for seed in range(12):
+        out = function(patch, generator(seed))
+        for value in (1, 2):
+            columns = (out.labels[0] == value).nonzero()[:, 2].float()
+            assert ((columns.mean() < middle) == (value == 1)) and columns.numel()
+            assert abs(columns.mean() - out.points[value - 1, 2]) < 0.4
+        values = plain(patch, generator(seed)).labels[0]
+        wrong += bool((values == 1).nonzero()[:, 2].float().mean() > middle)
+    assert wrong > 2
+
+
+def test_swaps_that_are_no_pairs_are_refused():
+    for options in ({"swap_values": [1]}, {"swap_points": [0, 1, 1, 2]}):
+        with pytest.raises(PlanError, match="no pairs"):
+            mirror(sided(), generator(), **options)
