@@ -5,11 +5,19 @@ strided. Kernel and stride have one entry per axis.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from torch import nn
 
-from medseg.networks.blocks.conv import ConvNormAct, Style
+from medseg.errors import PlanError
+from medseg.networks.blocks.conv import ConvNormAct, Style, conv
+from medseg.networks.blocks.convnext import ConvNextBlock, patchify
+from medseg.networks.blocks.dense import DenseStage
+from medseg.networks.blocks.grouped import Bottleneck, GroupedResidualBlock
+from medseg.networks.blocks.mobilenet import InvertedResidual
+from medseg.networks.blocks.poolformer import PoolFormerBlock
 from medseg.networks.blocks.residual import ResidualBlock
+from medseg.networks.blocks.shuffle import ShuffleUnit
 
 BuildStage = Callable[[int, int, Sequence[int], Sequence[int], int, Style], nn.Module]
 
@@ -32,4 +40,102 @@ def residual(
     return nn.Sequential(first, *(ResidualBlock(outputs, outputs, kernel, ones, style) for _ in range(blocks - 1)))
 
 
-ENCODERS: Mapping[str, BuildStage] = {"plain": plain, "residual": residual}
+def resnext(
+    inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], blocks: int, style: Style
+) -> nn.Sequential:
+    """`blocks` bottlenecks of up to 32 grouped paths (Xie 2017)."""
+    return _chain(Bottleneck, inputs, outputs, kernel, stride, blocks, style)
+
+
+def grouped_residual(
+    inputs: int,
+    outputs: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    blocks: int,
+    style: Style,
+    *,
+    groups: int = 8,
+) -> nn.Sequential:
+    """`blocks` residual blocks of grouped convolutions that a 1x1 convolution mixes."""
+    kind = partial(GroupedResidualBlock, groups=groups)
+    return _chain(kind, inputs, outputs, kernel, stride, blocks, style)
+
+
+def dense(
+    inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], blocks: int, style: Style
+) -> nn.Module:
+    """A transition to half the channels, then `blocks` layers that each see all before them (Huang 2017)."""
+    return DenseStage(inputs, outputs, kernel, stride, blocks, style)
+
+
+def mobilenet(
+    inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], blocks: int, style: Style
+) -> nn.Sequential:
+    """`blocks` inverted residuals with linear ends (Sandler 2018)."""
+    return _chain(InvertedResidual, inputs, outputs, kernel, stride, blocks, style)
+
+
+def shuffle(
+    inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], blocks: int, style: Style
+) -> nn.Sequential:
+    """`blocks` ShuffleNet units (Ma 2018); channels are even."""
+    return _chain(ShuffleUnit, inputs, outputs, kernel, stride, blocks, style)
+
+
+def convnext(
+    inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], blocks: int, style: Style
+) -> nn.Sequential:
+    """`blocks` ConvNeXt blocks after a convolution over whole strides where size or channels change (Liu 2022).
+
+    Norm and activation are the paper's, layer norm and GELU, whatever the style.
+    """
+    entry = [patchify(inputs, outputs, stride)] if inputs != outputs or max(stride) > 1 else []
+    return nn.Sequential(*entry, *(ConvNextBlock(outputs, kernel) for _ in range(blocks)))
+
+
+def poolformer(
+    inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], blocks: int, style: Style
+) -> nn.Sequential:
+    """`blocks` PoolFormer blocks after a strided convolution where size or channels change (Yu 2022).
+
+    Norm and activation are the paper's, a norm over all channels and GELU, whatever the style.
+    """
+    entry = [conv(inputs, outputs, kernel, stride)] if inputs != outputs or max(stride) > 1 else []
+    return nn.Sequential(*entry, *(PoolFormerBlock(outputs, kernel) for _ in range(blocks)))
+
+
+def _chain(
+    build: Callable[..., nn.Module],
+    inputs: int,
+    outputs: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    blocks: int,
+    style: Style,
+) -> nn.Sequential:
+    """One block that changes size and channels, and `blocks - 1` that keep them."""
+    ones = (1,) * len(kernel)
+    first = build(inputs, outputs, kernel, stride, style)
+    return nn.Sequential(first, *(build(outputs, outputs, kernel, ones, style) for _ in range(blocks - 1)))
+
+
+ENCODERS: Mapping[str, BuildStage] = {
+    "plain": plain,
+    "residual": residual,
+    "resnext": resnext,
+    "grouped_residual": grouped_residual,
+    "dense": dense,
+    "mobilenet": mobilenet,
+    "shuffle": shuffle,
+    "convnext": convnext,
+    "poolformer": poolformer,
+}
+
+
+def stage_kind(encoder: str) -> BuildStage:
+    """The builder of stages named `encoder`; raises PlanError if there is none."""
+    if encoder not in ENCODERS:
+        hint = f"use one of {', '.join(sorted(ENCODERS))}"
+        raise PlanError(f'unknown encoder "{encoder}"', where="network.options", hint=hint)
+    return ENCODERS[encoder]

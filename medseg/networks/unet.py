@@ -13,7 +13,7 @@ from medseg.errors import PlanError
 from medseg.networks.blocks.attention import after_stage, on_skip
 from medseg.networks.blocks.conv import ActKind, ConvNormAct, NormKind, Style, initialise, up_conv
 from medseg.networks.blocks.norm_act import concatenate
-from medseg.networks.encoders import ENCODERS, plain
+from medseg.networks.encoders import BuildStage, plain, stage_kind
 from medseg.types.plan import Topology
 
 
@@ -48,12 +48,13 @@ def resenc_unet(
     act: ActKind = "leaky_relu",
     attention: str = "none",
     dropout: float = 0.0,
+    drop_path: float = 0.0,
 ) -> nn.Module:
     """U-Net with a residual encoder (Isensee 2024): one convolution, then `blocks` residual blocks per stage.
 
     Takes any image whose size is a multiple of `topology.divisor()`.
     """
-    style, sizes = Style(norm, act, attention, dropout), Sizes(topology)
+    style, sizes = Style(norm, act, attention, dropout, drop_path), Sizes(topology)
     network = UNet(encoder_stages(sizes, in_channels, "residual", style), sizes, decoder_blocks, style)
     initialise(network)
     return network
@@ -91,10 +92,11 @@ class Sizes:
 
 def encoder_stages(sizes: Sizes, in_channels: int, encoder: str, style: Style) -> list[nn.Module]:
     """One module per stage, finest first; raises PlanError for an unknown `encoder`."""
-    build = ENCODERS.get(encoder)
-    if build is None:
-        hint = f"use one of {', '.join(sorted(ENCODERS))}"
-        raise PlanError(f'unknown encoder "{encoder}"', where="network.options", hint=hint)
+    return stages_of(stage_kind(encoder), sizes, in_channels, style)
+
+
+def stages_of(build: BuildStage, sizes: Sizes, in_channels: int, style: Style) -> list[nn.Module]:
+    """Stages by their builder; all but plain ones follow one convolution in the first stage."""
     stages: list[nn.Module] = []
     stem = build is not plain
     inputs = sizes.channels[0] if stem else in_channels
@@ -108,9 +110,20 @@ def encoder_stages(sizes: Sizes, in_channels: int, encoder: str, style: Style) -
 
 
 class UNet(nn.Module):
-    """Encoder stages, and per skip a transposed convolution, concatenation and convolutions, with their attention."""
+    """Encoder stages, and per skip a transposed convolution, concatenation and convolutions, with their attention.
 
-    def __init__(self, stages: Sequence[nn.Module], sizes: Sizes, decoder_blocks: int, style: Style) -> None:
+    `decoder` makes what follows each concatenation.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[nn.Module],
+        sizes: Sizes,
+        decoder_blocks: int,
+        style: Style,
+        *,
+        decoder: BuildStage = plain,
+    ) -> None:
         super().__init__()
         if decoder_blocks < 1:
             raise PlanError("decoder_blocks is below 1", where="network.options", hint="use 1 or 2")
@@ -127,7 +140,7 @@ class UNet(nn.Module):
             kernel = sizes.kernels[k - 1]
             self.gates.append(on_skip(style.attention, fine, coarse, len(kernel)))
             self.ups.append(up_conv(coarse, fine, sizes.strides[k]))
-            self.decoder.append(plain(2 * fine, fine, kernel, (1,) * len(kernel), decoder_blocks, style))
+            self.decoder.append(decoder(2 * fine, fine, kernel, (1,) * len(kernel), decoder_blocks, style))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         return self.decode(self.encode(image))

@@ -1,0 +1,47 @@
+"""PoolFormer blocks (Yu 2022)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medseg.networks.blocks.conv import conv
+
+
+class PoolMixer(nn.Module):
+    """The mean of a voxel's neighbours, itself among them, minus the voxel; 0 where the image is constant.
+
+    Averages over 3 voxels along axes where `kernel` is above 1; at borders only over those that exist.
+    """
+
+    def __init__(self, kernel: Sequence[int]) -> None:
+        super().__init__()
+        self.size = tuple(1 if k == 1 else 3 for k in kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pool = F.avg_pool2d if len(self.size) == 2 else F.avg_pool3d
+        edges = x.shape[2:]
+        size = tuple(min(k, n) for k, n in zip(self.size, edges, strict=True))  # of an axis of 2 all see both
+        padding = tuple(k // 2 if n >= 3 else 0 for k, n in zip(size, edges, strict=True))
+        return pool(x, size, 1, padding, count_include_pad=False) - x
+
+
+class PoolFormerBlock(nn.Module):
+    """Pool mixer and a two-layer 1x1 network, each after a norm over all channels, scaled, and added to its input.
+
+    The scales per channel start at 1e-5. Norm and activation (GELU) are the paper's.
+    """
+
+    def __init__(self, channels: int, kernel: Sequence[int], *, expand: int = 4, scale: float = 1e-5) -> None:
+        super().__init__()
+        ones = (1,) * len(kernel)
+        self.mixer = PoolMixer(kernel)
+        self.norms = nn.ModuleList([nn.GroupNorm(1, channels) for _ in range(2)])
+        self.scales = nn.ParameterList([nn.Parameter(torch.full((channels, *ones), scale)) for _ in range(2)])
+        self.widen = conv(channels, expand * channels, ones)
+        self.narrow = conv(expand * channels, channels, ones)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.scales[0] * self.mixer(self.norms[0](x))
+        return x + self.scales[1] * self.narrow(F.gelu(self.widen(self.norms[1](x))))
