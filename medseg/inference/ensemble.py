@@ -1,6 +1,7 @@
 """The members of a bundle, and their joint scores for a prepared image."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,8 +16,34 @@ from medseg.types.image import Image, Slab
 from medseg.types.plan import Plan, Precision
 from medseg.types.progress import Report, silent
 from medseg.types.result import Member, ModelBundle
+from medseg.types.tensors import NetworkOutput
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkForward:
+    """A network as a function from windows (b, c, z, y, x) to logits (b, k, z, y, x), or to all that it returns.
+
+    A 2D network sees (b, c, y, x). In bf16 and fp16 it runs under autocast and returns such logits; whoever sums them
+    does so in float32.
+    """
+
+    network: nn.Module
+    flat: bool
+    device: torch.device
+    precision: Precision = "fp32"
+
+    def __call__(self, image: Tensor) -> Tensor:
+        logits = self.whole(image).logits[0]
+        return logits.unsqueeze(2) if self.flat else logits
+
+    def whole(self, image: Tensor) -> NetworkOutput:
+        """Everything the network returns, with the axes that it has."""
+        dtype = _AUTOCAST.get(self.precision)
+        with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            output: NetworkOutput = self.network(image.squeeze(2) if self.flat else image)
+        return output
 
 
 def load_members(
@@ -25,7 +52,7 @@ def load_members(
     device: torch.device,
     folds: Sequence[int | str] | None = None,
     precision: Precision = "fp32",
-) -> tuple[Forward, ...]:
+) -> tuple[NetworkForward, ...]:
     """The bundle's networks (those of `folds`, or all) in eval mode on `device`.
 
     Weights are read as plain tensors, never unpickled. Raises BundleError for a fold that the bundle lacks and for
@@ -41,22 +68,11 @@ def load_members(
     )
 
 
-def network_forward(network: nn.Module, plan: Plan, device: torch.device, *, precision: Precision = "fp32") -> Forward:
-    """A network as a function from windows (b, c, z, y, x) to logits (b, k, z, y, x).
-
-    A 2D network sees (b, c, y, x). The network must lie on `device`; it is put in eval mode. In bf16 and fp16 it runs
-    under autocast and returns such logits; whoever sums them does so in float32.
-    """
-    network.eval()
-    flat = plan.network.topology.ndim == 2
-
-    def forward(image: Tensor) -> Tensor:
-        dtype = _AUTOCAST.get(precision)
-        with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            logits: Tensor = network(image.squeeze(2) if flat else image).logits[0]
-        return logits.unsqueeze(2) if flat else logits
-
-    return forward
+def network_forward(
+    network: nn.Module, plan: Plan, device: torch.device, *, precision: Precision = "fp32"
+) -> NetworkForward:
+    """A network, which must lie on `device` and is put in eval mode, as a function of windows."""
+    return NetworkForward(network.eval(), plan.network.topology.ndim == 2, device, precision)
 
 
 def predict_scores(
