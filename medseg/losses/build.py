@@ -9,14 +9,25 @@ from torch import Tensor
 from medseg.errors import PlanError
 from medseg.losses import landmarks
 from medseg.losses.dice import cross_entropy, dice, dice_ce
+from medseg.losses.distance import distance
+from medseg.losses.stage_wise import bce_batch_dice
 from medseg.plugins import resolve
 from medseg.types.plan import LossTerm
 from medseg.types.tensors import Batch, NetworkOutput
 
 # Terms of one decoder scale.
-LOSSES: Mapping[str, Callable[..., Tensor]] = {"dice_ce": dice_ce, "dice": dice, "cross_entropy": cross_entropy}
+LOSSES: Mapping[str, Callable[..., Tensor]] = {
+    "dice_ce": dice_ce,
+    "dice": dice,
+    "cross_entropy": cross_entropy,
+    "bce_batch_dice": bce_batch_dice,
+}
 # Terms of the whole output: of heads other than segmentation.
-WHOLE_LOSSES: Mapping[str, Callable[..., Tensor]] = {"dsnt": landmarks.dsnt, "heatmap": landmarks.heatmap}
+WHOLE_LOSSES: Mapping[str, Callable[..., Tensor]] = {
+    "dsnt": landmarks.dsnt,
+    "heatmap": landmarks.heatmap,
+    "distance": distance,
+}
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from medseg.errors import PlanError
 from medseg.networks import landmark_heads
+from medseg.networks.distance_head import distance
 from medseg.networks.heads import segmentation
 from medseg.networks.unet import resenc_unet, unet
 from medseg.plugins import resolve
@@ -23,6 +24,7 @@ HEADS: Mapping[str, BuildHead] = {
     "segmentation": segmentation,
     "dsnt": landmark_heads.dsnt,
     "heatmap": landmark_heads.heatmap,
+    "distance": distance,
 }
 
 
