@@ -18,8 +18,6 @@ SpacingMm = tuple[float | None, float | None, float | None]
 AXES = ("z", "y", "x")
 ANISOTROPY = 3.0  # a spacing this much coarser than the others makes an axis special (Isensee 2021)
 CROP_SAVES = 0.25
-MIRROR_LABELS = 0.7  # overlap of a mean atlas with its mirror image below which mirroring swaps classes
-MIRROR_IMAGE = 0.5  # correlation of the mean scan with its mirror image
 WORDS: tuple[tuple[str, frozenset[str]], ...] = (
     ("cbct", frozenset({"cbct", "dvt", "conebeam"})),
     ("ct", frozenset({"ct", "cta", "cect", "ncct", "ldct", "hu"})),
@@ -119,25 +117,6 @@ def resampled_shape(case: CaseFingerprint, spacing_mm: SpacingMm, crop: Literal[
     return z, y, x
 
 
-def mirror_axes(fingerprint: Fingerprint) -> Decision[tuple[int, ...]]:
-    """Axes (z, y, x = 0, 1, 2) that may be mirrored in training and prediction.
-
-    An axis qualifies if mean labels and mean image are much like their own mirror image. Mirroring an axis that is not
-    symmetric teaches scans that never occur and, where classes differ by their place along it, wrong labels; not
-    mirroring one that is symmetric only costs some augmentation. So the limits are strict.
-    """
-    chosen, said = [], []
-    for axis in range(3):
-        if fingerprint.ndim == 2 and axis == 0:
-            continue
-        labels, image = fingerprint.mirror_labels[axis], fingerprint.mirror_image[axis]
-        good = labels >= MIRROR_LABELS and image >= MIRROR_IMAGE
-        chosen += [axis] if good else []
-        said.append(f"{AXES[axis]} {'yes' if good else 'no'} (labels {labels:.2f}, image {image:.2f})")
-    text = "likeness of the mean scan to its mirror image: " + ", ".join(said)
-    return Decision(tuple(chosen), f"{text}; needs labels {MIRROR_LABELS} and image {MIRROR_IMAGE}")
-
-
 def modality(channel: str) -> str | None:
     """What a channel's name says it is: "ct", "cbct", "mr", "us", "colour", "none", or None where it says nothing.
 
@@ -205,8 +184,13 @@ def _medians(cases: Sequence[IntensityStats]) -> str:
     return f"{min(medians):.4g} to {max(medians):.4g}"
 
 
-def batch_dice(labels: Labels, *, config: str, has_lowres: bool) -> Decision[bool]:
-    """Whether Dice is computed over the batch (a patch may hold few classes) or per sample (Isensee 2021)."""
+def batch_dice(labels: Labels, *, config: str, has_lowres: bool, whole: bool = False) -> Decision[bool]:
+    """Whether Dice is computed over the batch (a patch may hold few classes) or per sample (Isensee 2021).
+
+    `whole`: a patch holds the whole scan.
+    """
+    if whole:
+        return Decision(False, "the patch is the whole scan: Dice per sample")
     if config == "2d":
         return Decision(True, f"a slice may hold few or none of the {len(labels.items)} classes: Dice over the batch")
     if config == "3d_fullres" and has_lowres:

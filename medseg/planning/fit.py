@@ -22,7 +22,7 @@ class Shortage(BudgetError):
     """A budget nothing fits in; `need` is the smallest that would do."""
 
     def __init__(self, what: str, *, where: str, need: float, unit: str) -> None:
-        self.need = need
+        self.need, self.unit = need, unit
         super().__init__(what, where=where, hint=f"the smallest that would fit is {need:g} {unit}")
 
 
@@ -48,7 +48,10 @@ SecondsOf = Callable[[Network, Sampling, Training], float]
 
 @dataclass(frozen=True)
 class Fit:
-    """What has to fit: one configuration of a data set, and the memory; shapes and spacing are (z, y, x)."""
+    """What has to fit: one configuration of a data set, and the memory; shapes and spacing are (z, y, x).
+
+    `whole`: the patch must cover this shape and may not be smaller.
+    """
 
     ndim: Literal[2, 3]
     preset: Preset
@@ -60,11 +63,17 @@ class Fit:
     training: Training
     vram_gib: float
     regions: bool = False
+    whole: Size3 | None = None
+
+    @property
+    def foreground(self) -> float:
+        """Share of patches that are placed on a class; 0 where a patch holds the whole scan anyway."""
+        return 0.0 if self.whole or not self.outputs else presets.FOREGROUND_FRACTION
 
     def network(self, patch: Size3, base: int) -> Network:
         """The preset's network for a patch."""
         topology, _ = topology_for(patch, self.spacing_mm, ndim=self.ndim, preset=self.preset, base=base)
-        return Network(self.preset.backbone, topology)
+        return Network(self.preset.backbone, topology, self.preset.heads, self.preset.options)
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,12 @@ class Fitted:
 
 
 def first_patch(fit: Fit) -> Size3:
-    """Isotropic in mm, as many voxels as 256 x 256 x 256 (2D: 2048 x 2048), clipped to the median scan."""
+    """Isotropic in mm, as many voxels as 256 x 256 x 256 (2D: 2048 x 2048), clipped to the median scan.
+
+    Where the patch must cover a shape, that shape.
+    """
+    if fit.whole is not None:
+        return topology_for(fit.whole, fit.spacing_mm, ndim=fit.ndim, preset=fit.preset)[1]
     axes = range(3 - fit.ndim, 3)
     edge = START_EDGE[fit.ndim] * math.prod(fit.spacing_mm[axis] for axis in axes) ** (1 / fit.ndim)
     z, y, x = (
@@ -91,6 +105,8 @@ def first_patch(fit: Fit) -> Size3:
 
 def patches(fit: Fit) -> tuple[Size3, ...]:
     """Every candidate patch, largest first."""
+    if fit.whole is not None:
+        return (first_patch(fit),)
     found: list[Size3] = []
     patch: Size3 | None = first_patch(fit)
     while patch is not None:
@@ -125,9 +141,7 @@ def fit_patch(fit: Fit, *, estimate: Estimate, base: int) -> Fitted:
         "sampling.patch": _patch_reason(fit, candidates[0], patch),
         "network.topology": topology_reason(fit, patch, base),
     }
-    return Fitted(
-        fit.network(patch, base), Sampling(patch, presets.BATCH_AT_LEAST, presets.FOREGROUND_FRACTION), reasons
-    )
+    return Fitted(fit.network(patch, base), Sampling(patch, presets.BATCH_AT_LEAST, fit.foreground), reasons)
 
 
 def _limit(fit: Fit) -> float:
@@ -206,6 +220,8 @@ def coverage(fit: Fit, patch: Size3) -> str:
 
 
 def _patch_reason(fit: Fit, largest: Size3, patch: Size3) -> str:
+    if fit.whole is not None:
+        return f"{_by(patch)} covers every scan (the largest is {_by(fit.whole)} on the network grid)"
     text = coverage(fit, patch)
     if patch == largest:
         return f"{text}; no larger one is useful"

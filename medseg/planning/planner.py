@@ -1,24 +1,26 @@
 """Put the decisions together."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import medseg
-from medseg.errors import BudgetError, PlanError
+from medseg.errors import BudgetError, MedsegError, PlanError
 from medseg.io.records import record_sha256
 from medseg.planning import decisions, presets
+from medseg.planning.configurations import Config, Means, fit_all, training
 from medseg.planning.decisions import Decision, SpacingMm
-from medseg.planning.fit import GIB, Estimate, Fit, Fitted, SecondsOf, Shortage, Total, fit_memory
-from medseg.planning.presets import PRESETS, Preset
-from medseg.planning.timing import fit_time
+from medseg.planning.design import Wishes, design
+from medseg.planning.fit import GIB, Estimate, Fit, Fitted, SecondsOf, Shortage, Total
+from medseg.planning.mirroring import mirroring
+from medseg.planning.whole import terms, whole_spacing
 from medseg.types.fingerprint import Fingerprint
-from medseg.types.geometry import Geometry, Size3, Vec3
-from medseg.types.plan import Budget, Inference, LossTerm, Network, Origin, Plan, Preprocess, Step, Training
+from medseg.types.geometry import Geometry, Size3
+from medseg.types.plan import Budget, Network, Origin, Plan, Preprocess
 
 PredictionBytes = Callable[[Plan, Geometry], int]
-Config = Literal["2d", "3d_fullres", "3d_lowres"]
+AS_SPECIFIED = Wishes()
 
 
 def make_plans(
@@ -26,37 +28,53 @@ def make_plans(
     budget: Budget,
     preset: str,
     *,
+    wishes: Wishes = AS_SPECIFIED,
     seconds_of: SecondsOf | None = None,
     estimate: Estimate | None = None,
     prediction_bytes: PredictionBytes | None = None,
 ) -> tuple[Plan, ...]:
     """Plans "2d" and, for 3D data, "3d_fullres" and, where its patch sees too little, "3d_lowres".
 
-    Pure: same arguments, same plans, on any machine. `seconds_of(network, sampling, training)` measures a training
-    step and is needed where the budget has hours. `estimate` and `prediction_bytes` default to `planning.memory`. A
-    configuration that does not fit is left out and named in the others' reasons. Raises BudgetError if none fits.
+    Landmarks are looked for in whole scans, together with labels if there are any: one plan, "2d", or "3d_fullres",
+    or "3d_lowres" where that takes coarser voxels. Pure: same arguments, same plans, on any machine.
+    `seconds_of(network, sampling, training)` measures a training step and is needed where the budget has hours.
+    `estimate` and `prediction_bytes` default to `planning.memory`, which builds the network: options that no part
+    takes are a PlanError. A configuration that does not fit, or that the preset has no network for, is left out and
+    named in the others' reasons. Raises BudgetError if none fits.
     """
-    family = _family(fingerprint, preset)
+    if not fingerprint.cases:
+        raise PlanError("a fingerprint without cases", where=fingerprint.dataset, hint="add training cases")
     if budget.hours is not None and seconds_of is None:
         raise BudgetError("hours need a measured step", where="hours", hint="give seconds_of, or leave hours out")
-    fitted, failed = _fit_all(fingerprint, budget, family, seconds_of, estimate or _estimate_step)
+    family = design(fingerprint, preset, wishes)
+    found, failed = fit_all(fingerprint, budget, family.value, Means(estimate or _estimate_step, seconds_of))
     plans: list[Plan] = []
-    for config, (fit, found) in fitted.items():
-        plan = _assemble(fingerprint, budget, preset, config=config, fit=fit, found=found, lowres="3d_lowres" in fitted)
+    for config, (fit, fitted) in found.items():
+        plan = _assemble(fingerprint, budget, config, fit=fit, found=fitted, lowres="3d_lowres" in found)
+        origin = replace(plan.origin, preset=preset)
+        plan = replace(plan, origin=origin, reasons={**plan.reasons, "network.heads": family.reason})
         try:
             plans.append(_within_ram(plan, fingerprint, prediction_bytes or _estimate_prediction))
         except Shortage as error:
             failed[config] = error
     if not plans:
-        raise _cheapest(failed)
-    left_out = {f"left_out.{config}": f"{error.what}; {error.hint}" for config, error in failed.items()}
+        raise _cheapest({config: error for config, error in failed.items() if isinstance(error, Shortage)})
+    left_out = {f"left_out.{config}": _why(error) for config, error in failed.items()}
     return tuple(replace(plan, reasons={**plan.reasons, **left_out}) for plan in plans)
 
 
 def _estimate_step(network: Network, **what: Any) -> Total:
     from medseg.planning.memory import estimate_step  # imports torch
 
-    return estimate_step(network, **what)
+    try:
+        return estimate_step(network, **what)
+    except MedsegError:
+        raise
+    except Exception as error:  # options may have any value, and a network may be anyone's
+        size = " x ".join(map(str, what["patch"]))
+        what_failed = f'"{network.use}" cannot be trained on patches of {size} ({type(error).__name__}: {error})'
+        hint = f"check its options {dict(network.options)} and its heads"
+        raise PlanError(what_failed, where="network", hint=hint) from error
 
 
 def _estimate_prediction(plan: Plan, scan: Geometry) -> int:
@@ -65,135 +83,25 @@ def _estimate_prediction(plan: Plan, scan: Geometry) -> int:
     return estimate_prediction(plan, scan)
 
 
-def _family(fingerprint: Fingerprint, preset: str) -> Preset:
-    family = PRESETS.get(preset)
-    if family is None:
-        raise PlanError(f'unknown preset "{preset}"', where="preset", hint=f"use one of {', '.join(sorted(PRESETS))}")
-    if not fingerprint.cases:
-        raise PlanError("a fingerprint without cases", where=fingerprint.dataset, hint="add training cases")
-    return family
-
-
-Found = dict[Config, tuple[Fit, Fitted]]
-
-
-def _fit_all(
-    fingerprint: Fingerprint, budget: Budget, family: Preset, seconds_of: SecondsOf | None, estimate: Estimate
-) -> tuple[Found, dict[str, Shortage]]:
-    def fitted(fit: Fit) -> Fitted:
-        if budget.hours is None or seconds_of is None:
-            return fit_memory(fit, estimate=estimate)
-        return fit_time(fit, hours=budget.hours, seconds_of=seconds_of, estimate=estimate)
-
-    found: Found = {}
-    failed: dict[str, Shortage] = {}
-    for config, fits in _candidates(fingerprint, budget, family).items():
-        try:
-            found[config] = _first_wide(fits, fitted)
-        except Shortage as error:
-            failed[config] = error
-    if "3d_fullres" in found:
-        coarse = _lowres(fingerprint, *found["3d_fullres"], fitted)
-        if coarse is not None:
-            found["3d_lowres"] = coarse
-    return found, failed
-
-
-def _fit(
-    fingerprint: Fingerprint, budget: Budget, family: Preset, *, ndim: Literal[2, 3], spacing_mm: SpacingMm
-) -> Fit:
-    crop = decisions.cropping(fingerprint).value
-    native = decisions.native_spacing(fingerprint)
-    z, y, x = (own if new is None else new for own, new in zip(native, spacing_mm, strict=True))
-    steps = presets.MAX_STEPS if budget.hours is None else presets.steps_worth(family.base_channels)
-    return Fit(
-        ndim=ndim,
-        preset=family,
-        spacing_mm=(z, y, x),
-        median=decisions.median_shape(fingerprint, spacing_mm, crop),
-        cases=len(fingerprint.cases),
-        channels=len(fingerprint.channels),
-        outputs=fingerprint.labels.outputs(),
-        training=_training(steps, budget, augment=(), batch_dice=False),
-        vram_gib=budget.vram_gib,
-        regions=fingerprint.labels.are_regions(),
-    )
-
-
-def _candidates(fingerprint: Fingerprint, budget: Budget, family: Preset) -> dict[Config, list[Fit]]:
-    """What to fit per configuration: the first that affords a network of useful width is taken."""
-    spacing = decisions.target_spacing(fingerprint).value
-    flat = _fit(fingerprint, budget, family, ndim=2, spacing_mm=(None, *spacing[1:]))
-    if fingerprint.ndim == 3:
-        return {"2d": [flat], "3d_fullres": [_fit(fingerprint, budget, family, ndim=3, spacing_mm=spacing)]}
-    return {"2d": [flat] if budget.hours is None else _coarser_pictures(fingerprint, flat)}
-
-
-def _coarser_pictures(fingerprint: Fingerprint, flat: Fit) -> list[Fit]:
-    """2D data at full resolution and at the coarser ones a short time may call for."""
-    crop = decisions.cropping(fingerprint).value
-    z, y, x = flat.spacing_mm
-    fits = [flat]
-    for factor in presets.COARSER_2D:
-        spacing = (z, y * factor, x * factor)
-        fits.append(replace(flat, spacing_mm=spacing, median=decisions.median_shape(fingerprint, spacing, crop)))
-    return fits
-
-
-def _first_wide(fits: Sequence[Fit], fitted: Callable[[Fit], Fitted]) -> tuple[Fit, Fitted]:
-    """The first that affords a network of useful width, else the last."""
-    for fit in fits[:-1]:
-        try:
-            found = fitted(fit)
-        except Shortage:
-            continue
-        if found.network.topology.channels[0] >= presets.USEFUL_CHANNELS:
-            return fit, found
-    return fits[-1], fitted(fits[-1])
-
-
-def _lowres(
-    fingerprint: Fingerprint, full: Fit, found: Fitted, fitted: Callable[[Fit], Fitted]
-) -> tuple[Fit, Fitted] | None:
-    """The finest coarser spacing whose patch sees a quarter of the scan; None if full resolution does, or nearly so."""
-    voxels = math.prod(found.sampling.patch)
-    if voxels >= presets.CONTEXT * math.prod(full.median):
-        return None
-    crop = decisions.cropping(fingerprint).value
-    spacing, fit = full.spacing_mm, full
-    while True:
-        while voxels < presets.CONTEXT * math.prod(fit.median):
-            spacing = _coarser(spacing)
-            fit = replace(full, spacing_mm=spacing, median=decisions.median_shape(fingerprint, spacing, crop))
-        try:
-            coarse = fitted(fit)
-        except Shortage:
-            return None
-        if math.prod(coarse.sampling.patch) >= presets.CONTEXT * math.prod(fit.median):
-            break
-        voxels = min(voxels - 1, math.prod(coarse.sampling.patch))
-    return None if math.prod(full.median) < 2 * math.prod(fit.median) else (fit, coarse)
-
-
-def _coarser(spacing: Vec3) -> Vec3:
-    """3 % coarser; axes less than half as coarse as the coarsest go first (Isensee 2021)."""
-    fine = [axis for axis in range(3) if spacing[axis] * 2 < max(spacing)] or [0, 1, 2]
-    z, y, x = (float(f"{s * 1.03:.6g}") if axis in fine else s for axis, s in enumerate(spacing))
-    return z, y, x
+def _why(error: str | Shortage) -> str:
+    return error if isinstance(error, str) else f"{error.what}; {error.hint}"
 
 
 def _assemble(
-    fingerprint: Fingerprint, budget: Budget, preset: str, *, config: Config, fit: Fit, found: Fitted, lowres: bool
+    fingerprint: Fingerprint, budget: Budget, config: Config, *, fit: Fit, found: Fitted, lowres: bool
 ) -> Plan:
     spacing = _network_spacing(fingerprint, config, fit)
     crop, orient = decisions.cropping(fingerprint), decisions.orientation(fingerprint)
     intensity = decisions.intensity_steps(fingerprint)
-    mirror = decisions.mirror_axes(fingerprint)
-    axes = tuple(axis for axis in mirror.value if fit.ndim == 3 or axis > 0)
+    mirror = mirroring(fingerprint)
+    mirrored = mirror.value.within(fit.ndim)
     ultrasound = any(decisions.modality(name) == "us" for name in fingerprint.channels)
-    augment = presets.augmentation(found.sampling.patch, axes, ultrasound=ultrasound)
-    dice = decisions.batch_dice(fingerprint.labels, config=config, has_lowres=lowres)
+    augment = presets.augmentation(
+        found.sampling.patch, mirrored.step(fingerprint), ultrasound=ultrasound, whole=fit.whole is not None
+    )
     steps = found.steps or presets.MAX_STEPS
+    dice = decisions.batch_dice(fingerprint.labels, config=config, has_lowres=lowres, whole=fit.whole is not None)
+    losses = terms(fit, batch_dice=dice)
     return Plan(
         schema="medseg.plan/1",
         name=f"{fingerprint.dataset}-{config}",
@@ -202,27 +110,30 @@ def _assemble(
         preprocess=Preprocess(spacing.value, intensity.value, orient.value, crop.value),
         network=found.network,
         sampling=found.sampling,
-        training=_training(steps, budget, augment=augment.value, batch_dice=dice.value),
-        inference=Inference(mirror_axes=axes),
+        training=training(steps, budget, losses.value, augment=augment.value),
+        inference=mirrored.inference(),
         postprocess=(),
-        origin=Origin(medseg.__version__, record_sha256(fingerprint), replace(budget, step_s=found.step_s), preset),
+        origin=Origin(medseg.__version__, record_sha256(fingerprint), replace(budget, step_s=found.step_s), ""),
         reasons={
             "preprocess.spacing_mm": spacing.reason,
             "preprocess.intensity": intensity.reason,
             "preprocess.orientation": orient.reason,
             "preprocess.crop": crop.reason,
-            "training.losses": dice.reason,
+            "training.losses": losses.reason,
             "training.optimizer": presets.optimiser(steps).reason,
             "training.augment": augment.reason,
             "training.epochs": f"{presets.LONG_EPOCHS} x {presets.LONG_STEPS_PER_EPOCH} steps: no time budget",
             "inference.mirror_axes": mirror.reason,
             **found.reasons,
         },
+        landmarks=fingerprint.landmarks,
     )
 
 
 def _network_spacing(fingerprint: Fingerprint, config: Config, fit: Fit) -> Decision[SpacingMm]:
     full = decisions.target_spacing(fingerprint)
+    if fit.whole is not None:
+        return whole_spacing(full, fit, decisions.native_spacing(fingerprint), fingerprint.unit)
     if config == "3d_lowres":
         seen = f"the full-resolution patch sees less than {presets.CONTEXT:.0%} of the median scan"
         return Decision(fit.spacing_mm, f"{seen}; coarsened from {full.value} mm until the patch sees that much")
@@ -233,21 +144,6 @@ def _network_spacing(fingerprint: Fingerprint, config: Config, fit: Fit) -> Deci
     if config == "2d" and fingerprint.ndim == 3:
         return Decision((None, full.value[1], full.value[2]), f"{full.reason}; slices stay as they are")
     return full
-
-
-def _training(steps: int, budget: Budget, *, augment: tuple[Step, ...], batch_dice: bool) -> Training:
-    optimizer, schedule, ema = presets.optimiser(steps).value
-    count, size = presets.epochs(steps)
-    return Training(
-        losses=(LossTerm(1.0, "dice_ce", {"batch_dice": batch_dice}),),
-        optimizer=optimizer,
-        schedule=schedule,
-        augment=augment,
-        epochs=count,
-        steps_per_epoch=size,
-        precision=budget.precision,
-        ema=ema,
-    )
 
 
 def _within_ram(plan: Plan, fingerprint: Fingerprint, prediction_bytes: PredictionBytes) -> Plan:

@@ -1,12 +1,12 @@
 """Starting points a user can name, and every constant of training in one place."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
 from medseg.planning.decisions import Decision
-from medseg.types.plan import Step
+from medseg.types.plan import LossTerm, Option, Options, Step
 
 LONG_EPOCHS, LONG_STEPS_PER_EPOCH = 1000, 250  # without a time budget (Isensee 2021)
 LONG_STEPS = 20_000  # fewer optimiser steps than this count as a short run
@@ -30,13 +30,31 @@ LONG_LR, LONG_WEIGHT_DECAY, MOMENTUM = 1e-2, 3e-5, 0.99
 
 @dataclass(frozen=True)
 class Preset:
-    """A network family: `blocks` per encoder stage, the last number repeated; channels double up to the cap."""
+    """A network family: `blocks` per encoder stage, the last number repeated; channels double up to the cap.
+
+    `bases`: first-stage channels a time budget chooses from, the last where there is none. `stages`: the most there
+    may be. `rigid`: exactly that many, and every one but the first halves every axis, because the network knows no
+    others. `dimensions` the network has. `options` are its own; `heads` and `losses` are added to those that the data
+    call for.
+    """
 
     backbone: str
-    blocks: tuple[int, ...]
-    base_channels: int = 32
+    blocks: tuple[int, ...] = (2,)
+    bases: tuple[int, ...] = BASE_CHANNELS
     max_channels_2d: int = 512
     max_channels_3d: int = 320
+    kernel: int = 3
+    stages: int | None = None
+    rigid: bool = False
+    dimensions: tuple[int, ...] = (2, 3)
+    options: Options = field(default_factory=dict)
+    heads: tuple[Step, ...] = ()
+    losses: tuple[LossTerm, ...] = ()
+
+    @property
+    def base_channels(self) -> int:
+        """First-stage channels of the full-size network."""
+        return self.bases[-1]
 
     def stage_blocks(self, stages: int) -> tuple[int, ...]:
         """Blocks of each of `stages` stages."""
@@ -54,7 +72,7 @@ class Preset:
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "unet": Preset("unet", blocks=(2,)),
+        "unet": Preset("unet"),
         "resenc": Preset("resenc_unet", blocks=(1, 3, 4, 6)),
     }
 )
@@ -107,24 +125,33 @@ def epochs(steps: int) -> tuple[int, int]:
 
 
 def augmentation(
-    patch: tuple[int, int, int], mirror: tuple[int, ...], *, ultrasound: bool
+    patch: tuple[int, int, int], mirror: Step | None, *, ultrasound: bool, whole: bool = False
 ) -> Decision[tuple[Step, ...]]:
     """Augmentation steps in order, with the published ranges (Isensee 2021).
 
     Where the patch is more than 3 times larger in plane than across, rotation and zoom stay in the plane. Long 2D
-    patches (aspect above 1.5) rotate little, because turned ones would leave the scan. Ultrasound gets speckle.
+    patches (aspect above 1.5) rotate little, because turned ones would leave the scan. Ultrasound gets speckle. A
+    patch that is the `whole` scan, in which landmarks are looked for, keeps its way up and about its size.
     """
     in_plane = patch[0] > 1 and max(patch) / patch[0] > 3
     aspect = max(patch[1:]) / min(patch[1:])
     flat = patch[0] == 1
-    degrees = (15.0 if aspect > 1.5 or ultrasound else 180.0) if flat else (180.0 if in_plane else 30.0)
-    affine = {"p": 0.2, "degrees": degrees, "scale_low": 0.7, "scale_high": 1.4}
+    upright = whole or (flat and (aspect > 1.5 or ultrasound))
+    degrees = 15.0 if upright else 180.0 if flat or in_plane else 30.0
+    zoom = {"scale_low": 0.85, "scale_high": 1.2} if whole else {"scale_low": 0.7, "scale_high": 1.4}
     plane = {"in_plane": True} if in_plane else {}
-    steps = [Step("affine", {**affine, **plane}), Step("noise"), Step("blur"), Step("brightness"), Step("contrast")]
+    affine: dict[str, Option] = {"p": 0.5 if whole else 0.2, "degrees": degrees, **zoom, **plane}
+    steps = [Step("affine", affine), Step("noise"), Step("blur"), Step("brightness"), Step("contrast")]
     steps += [Step("low_resolution", plane), Step("gamma", {"p": 0.1, "invert": True}), Step("gamma", {"p": 0.3})]
     steps += [Step("speckle")] if ultrasound else []
-    steps += [Step("mirror", {"axes": list(mirror)})] if mirror else []
+    steps += [mirror] if mirror else []
     said = f"rotation up to {degrees:.0f} degrees" + (" in plane" if in_plane else "")
     said += ", upright as the probe" if ultrasound and flat else ""
-    said += f", mirrored along {', '.join('zyx'[axis] for axis in mirror)}" if mirror else ", never mirrored"
+    said += ", whole scans keep their way up and their size" if whole else ""
+    axes = mirror.options["axes"] if mirror else None
+    said += (
+        f", mirrored along {', '.join('zyx'[int(axis)] for axis in axes)}"
+        if isinstance(axes, list)
+        else ", never mirrored"
+    )
     return Decision(tuple(steps), said + (", speckle of ultrasound" if ultrasound else ""))

@@ -29,7 +29,7 @@ def fit_time(fit: Fit, *, hours: float, seconds_of: SecondsOf, estimate: Estimat
     the narrowest network has its steps, the patch shrinks. Raises BudgetError with the hours that would do.
     """
     seconds = hours * 3600 * presets.TIME_SHARE
-    bases = [base for base in presets.BASE_CHANNELS if base <= fit.preset.base_channels]
+    bases = fit.preset.bases
     whole = _whole(fit, bases[-1], estimate)
     best: Fitted | None = None
     for base in bases:
@@ -47,8 +47,8 @@ def fit_time(fit: Fit, *, hours: float, seconds_of: SecondsOf, estimate: Estimat
     else:
         best = _more_per_step(fit, best, seconds, seconds_of, estimate) if best else best
     if best is None or best.steps is None or best.step_s is None:
-        raise BudgetError("the preset names no network to time", where="preset", hint="use unet or resenc")
-    return _explained(best, hours, best.steps, best.step_s)
+        raise BudgetError("the preset names no network to time", where="preset", hint="give it first-stage channels")
+    return _explained(best, hours, best.steps, best.step_s, bases)
 
 
 def _whole(fit: Fit, base: int, estimate: Estimate) -> Fitted | None:
@@ -94,7 +94,7 @@ def _smaller_patch(fit: Fit, fitted: Fitted, step_s: float, seconds: float, seco
             "sampling.patch": f"{coverage(fit, patch)}; the largest that is quick enough",
             "network.topology": topology_reason(fit, patch, base),
         }
-        sampling = Sampling(patch, presets.BATCH_AT_LEAST, presets.FOREGROUND_FRACTION)
+        sampling = Sampling(patch, presets.BATCH_AT_LEAST, fit.foreground)
         fitted = Fitted(fit.network(patch, base), sampling, reasons)
         step_s = _measured(fit, fitted, presets.BATCH_AT_LEAST, seconds_of)
     return _timed(fitted, presets.BATCH_AT_LEAST, step_s, seconds)
@@ -111,7 +111,7 @@ def _more_per_step(fit: Fit, best: Fitted, seconds: float, seconds_of: SecondsOf
     return best if batch == least else _timed(best, batch, _measured(fit, best, batch, seconds_of), seconds)
 
 
-def _explained(best: Fitted, hours: float, steps: int, step_s: float) -> Fitted:
+def _explained(best: Fitted, hours: float, steps: int, step_s: float, bases: tuple[int, ...]) -> Fitted:
     count, size = presets.epochs(steps)
     share = presets.TIME_SHARE
     minutes = steps * step_s / 60
@@ -125,7 +125,6 @@ def _explained(best: Fitted, hours: float, steps: int, step_s: float) -> Fitted:
         "sampling.batch": f"{best.sampling.batch}: under a time budget, larger only beyond {presets.LONG_STEPS} steps",
     }
     reasons["network.topology"] += (
-        f"; {base} first channels: the most of {presets.BASE_CHANNELS} whose step is quick enough for "
-        f"{presets.steps_worth(base)} steps"
+        f"; {base} first channels: the most of {bases} whose step is quick enough for {presets.steps_worth(base)} steps"
     )
     return replace(best, reasons=reasons)

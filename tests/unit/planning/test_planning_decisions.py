@@ -117,18 +117,6 @@ def test_median_shape_uses_the_crop_only_where_it_is_made():
     assert decisions.median_shape(fingerprint, (2.0, None, 0.5), "none") == (50, 10, 20)
 
 
-def test_axes_that_are_not_their_own_mirror_image_are_never_mirrored():
-    hippocampus = alike((36, 50, 35), (1.0,) * 3, 3, mirror_labels=(0.75, 0.1, 0.8), mirror_image=(0.8, 0.9, 0.4))
-    decision = decisions.mirror_axes(hippocampus)
-    assert decision.value == (0,)
-    assert "y no (labels 0.10, image 0.90)" in decision.reason and "x no (labels 0.80, image 0.40)" in decision.reason
-
-
-def test_a_2d_image_is_never_mirrored_across():
-    flat = alike((1, 50, 35), (1.0,) * 3, 3, ndim=2, mirror_labels=(1.0, 0.2, 0.9), mirror_image=(1.0, 0.9, 0.9))
-    assert decisions.mirror_axes(flat).value == (2,)
-
-
 def test_orientation_counts_the_scans_that_are_turned():
     fingerprint = toy([(9, 9, 9)] * 3, [(1.0,) * 3] * 3, stored="RAS")
     decision = decisions.orientation(fingerprint)

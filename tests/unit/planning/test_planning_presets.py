@@ -2,6 +2,7 @@ import pytest
 
 from medseg.planning import presets
 from medseg.planning.presets import PRESETS
+from medseg.types.plan import Step
 
 
 def test_channels_double_up_to_a_cap_that_follows_the_base():
@@ -26,12 +27,16 @@ def test_epochs_use_the_steps_and_a_run_has_at_least_twenty(steps):
     assert count >= 20 or size == 1
 
 
+def mirror(*axes):
+    return Step("mirror", {"axes": list(axes)})
+
+
 def _uses(decision):
     return [step.use for step in decision.value]
 
 
 def test_3d_augmentation_has_the_published_order_and_ranges():
-    decision = presets.augmentation((64, 64, 64), (0, 2), ultrasound=False)
+    decision = presets.augmentation((64, 64, 64), mirror(0, 2), ultrasound=False)
     published = ["affine", "noise", "blur", "brightness", "contrast", "low_resolution", "gamma", "gamma", "mirror"]
     assert _uses(decision) == published
     assert decision.value[0].options == {"p": 0.2, "degrees": 30.0, "scale_low": 0.7, "scale_high": 1.4}
@@ -40,21 +45,21 @@ def test_3d_augmentation_has_the_published_order_and_ranges():
 
 
 def test_nothing_is_mirrored_where_no_axis_may_be():
-    decision = presets.augmentation((64, 64, 64), (), ultrasound=False)
+    decision = presets.augmentation((64, 64, 64), None, ultrasound=False)
     assert "mirror" not in _uses(decision) and "never mirrored" in decision.reason
 
 
 def test_flat_volumes_turn_in_the_plane_only():
-    options = {step.use: step.options for step in presets.augmentation((16, 64, 64), (), ultrasound=False).value}
+    options = {step.use: step.options for step in presets.augmentation((16, 64, 64), None, ultrasound=False).value}
     assert options["affine"]["in_plane"] is True and options["affine"]["degrees"] == 180.0
     assert options["low_resolution"] == {"in_plane": True}
 
 
 @pytest.mark.parametrize(("patch", "degrees"), [((1, 64, 64), 180.0), ((1, 64, 128), 15.0)])
 def test_long_2d_patches_turn_little(patch, degrees):
-    assert presets.augmentation(patch, (), ultrasound=False).value[0].options["degrees"] == degrees
+    assert presets.augmentation(patch, None, ultrasound=False).value[0].options["degrees"] == degrees
 
 
 def test_ultrasound_gets_speckle_and_stays_upright():
-    decision = presets.augmentation((1, 64, 64), (2,), ultrasound=True)
+    decision = presets.augmentation((1, 64, 64), mirror(2), ultrasound=True)
     assert "speckle" in _uses(decision) and decision.value[0].options["degrees"] == 15.0

@@ -1,0 +1,119 @@
+"""What a network is made of: the preset's parts, those the data call for, and those the user wishes."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TypeVar
+
+from medseg.errors import PlanError
+from medseg.planning.decisions import Decision
+from medseg.planning.presets import PRESETS, Preset
+from medseg.types.fingerprint import Fingerprint
+from medseg.types.plan import LossTerm, Option, Options, Step
+
+T = TypeVar("T", Step, LossTerm)
+POINTS = ("dsnt", "heatmap")  # heads that find landmarks; a plan has one of them
+HEAD_LOSSES: Mapping[str, LossTerm] = MappingProxyType(
+    {
+        "segmentation": LossTerm(1.0, "dice_ce"),
+        "dsnt": LossTerm(1.0, "dsnt"),
+        "heatmap": LossTerm(1.0, "heatmap"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user asks for beyond the preset.
+
+    `options` are those of the backbone, or of a head or loss where the name has its name and a dot before it.
+    `heads` are added to those that the data call for; "heatmap" takes the place of "dsnt".
+    """
+
+    options: Options = field(default_factory=dict)
+    heads: tuple[str, ...] = ()
+
+
+def read_options(words: Sequence[str]) -> Options:
+    """Options as typed, "name=value": numbers, true, false, null and JSON lists have their types, the rest is text.
+
+    >>> read_options(["attention=cbam", "dropout=0.1", "boundary.edge=both", "pool=[1, 2]"])
+    {'attention': 'cbam', 'dropout': 0.1, 'boundary.edge': 'both', 'pool': [1, 2]}
+    """
+    read: dict[str, Option] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name.strip() or name in read:
+            what = f'"{word}" is given twice' if name in read else f'"{word}" is no option'
+            raise PlanError(what, where="--option", hint="write name=value, e.g. attention=cbam")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value)):
+            raise PlanError(f'"{word}" holds more than a list', where="--option", hint="write a value or a flat list")
+        read[name] = value
+    return read
+
+
+def design(fingerprint: Fingerprint, preset: str, wishes: Wishes) -> Decision[Preset]:
+    """The preset with the heads, losses and options of this data set and this user.
+
+    Raises PlanError for an unknown preset, a head that the data have nothing for, and options of parts that the plan
+    does not have; what options mean is found out where the network is built.
+    """
+    family = PRESETS.get(preset)
+    if family is None:
+        raise PlanError(f'unknown preset "{preset}"', where="preset", hint=f"use one of {', '.join(sorted(PRESETS))}")
+    heads = {step.use: step for step in _heads(fingerprint, family, wishes.heads)}
+    terms = [HEAD_LOSSES[name] for name in heads if name in HEAD_LOSSES] + list(family.losses)
+    losses = {term.use: term for term in terms}
+    options = dict(family.options)
+    for name, value in wishes.options.items():
+        part, _, option = name.rpartition(".")
+        if not part:
+            options[option] = value
+        elif part in heads:
+            heads[part] = _with(heads[part], option, value)
+        elif part.removeprefix("loss.") in losses and part.startswith("loss."):
+            losses[part[5:]] = _with(losses[part[5:]], option, value)
+        else:
+            known = ", ".join([*heads, *(f"loss.{use}" for use in losses)])
+            hint = f"write option=value for the backbone, or one of {known} before the dot"
+            raise PlanError(f'the plan has no "{part}"', where=f"option {name}", hint=hint)
+    made = replace(family, options=options, heads=tuple(heads.values()), losses=tuple(losses.values()))
+    return Decision(made, _said(fingerprint, family, wishes))
+
+
+def _heads(fingerprint: Fingerprint, family: Preset, wished: Sequence[str]) -> list[Step]:
+    """Labels are segmented and landmarks found, whatever else there is."""
+    heads = [Step("segmentation")] if fingerprint.labels.items else []
+    finders = [name for name in wished if name in POINTS]
+    if fingerprint.landmarks:
+        count = {"points": len(fingerprint.landmarks)}
+        heads += [Step(name, dict(count)) for name in (finders[:1] or POINTS[:1])]
+    elif finders:
+        hint = "give the data set landmarks, or leave the head out"
+        raise PlanError(f'the data set has no landmarks for the head "{finders[0]}"', where="head", hint=hint)
+    if len(finders) > 1:
+        raise PlanError(f"{' and '.join(finders)} find the same points", where="head", hint="give one of them")
+    heads += family.heads if fingerprint.labels.items else ()
+    return heads + [Step(name) for name in wished if name not in POINTS]
+
+
+def _with(step: T, option: str, value: Option) -> T:
+    return replace(step, options={**step.options, option: value})
+
+
+def _said(fingerprint: Fingerprint, family: Preset, wishes: Wishes) -> str:
+    labels, points = len(fingerprint.labels.items), len(fingerprint.landmarks)
+    said = [f"{labels} {'class' if labels == 1 else 'classes'} to segment"] if labels else []
+    said += [f"{points} landmarks to find by {_finder(wishes)}"] if points else []
+    said += [f"{step.use} comes with the preset" for step in family.heads if labels]
+    said += [f"{name} was asked for" for name in wishes.heads]
+    return ", ".join(said)
+
+
+def _finder(wishes: Wishes) -> str:
+    return "heat maps whose peak is taken" if "heatmap" in wishes.heads else "the mean of a probability map each"
