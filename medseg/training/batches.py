@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import count, islice
 from typing import TypeVar
@@ -19,12 +20,14 @@ from medseg.training.sampling import (
     VALIDATE,
     centred_box,
     draw_box,
+    draw_point,
     draw_voxel,
     generators,
     grow,
     is_forced,
     read_patch,
 )
+from medseg.types.geometry import Box, Size3
 from medseg.types.labels import Labels
 from medseg.types.plan import Plan
 from medseg.types.tensors import Batch, Patch
@@ -58,7 +61,7 @@ def batches(
     jobs = (partial(load, step, index) for step in count(start) for index in range(sampling.batch))
     for drawn in _grouped(_in_order(jobs, workers, ahead=2 * sampling.batch + workers), sampling.batch):
         patches = [augment(_moved(patch, device), rng) if late else patch for patch, rng in drawn]
-        yield _stacked(patches, plan.labels, device)
+        yield _stacked(patches, plan, device)
 
 
 def validation_batches(
@@ -73,7 +76,7 @@ def validation_batches(
 
     jobs = (partial(load, step, index) for step in range(steps) for index in range(plan.sampling.batch))
     for patches in _grouped(_in_order(jobs, workers, ahead=2 * plan.sampling.batch + workers), plan.sampling.batch):
-        yield _stacked(patches, plan.labels, device)
+        yield _stacked(patches, plan, device)
 
 
 def draw_sample(plan: Plan, cases: Sequence[CachedCase], step: int, index: int) -> Drawn:
@@ -90,7 +93,7 @@ def encode_target(labels: Tensor, meaning: Labels) -> Tensor:
     >>> encode_target(torch.tensor([[[0, 5, 9]]]), Labels((Label("a", (5,)),), ignore=9)).tolist()
     [[[0, 1, -1]]]
     """
-    values = sorted(meaning.known() | ({meaning.ignore} if meaning.ignore is not None else set()))
+    values = sorted(meaning.known() | {0} | ({meaning.ignore} if meaning.ignore is not None else set()))
     rows = len(meaning.items) if meaning.are_regions() else 1
     table = torch.zeros(rows, values[-1] + 1, dtype=torch.int64)
     for number, item in enumerate(meaning.items):
@@ -102,12 +105,14 @@ def encode_target(labels: Tensor, meaning: Labels) -> Tensor:
     return torch.stack([row[flat] for row in table], dim=1)
 
 
-def _read(plan: Plan, case: CachedCase, place: np.random.Generator, index: int, size: tuple[int, int, int]) -> Patch:
+def _read(plan: Plan, case: CachedCase, place: np.random.Generator, index: int, size: Size3) -> Patch:
     sampling = plan.sampling
     try:
         forced = is_forced(index, sampling.batch, sampling.foreground_fraction)
         voxel = draw_voxel(place, case.foreground, plan.labels) if forced else None
-        if voxel is None and case.inside is not None and len(case.inside):
+        if plan.landmarks:
+            box = _with_points(place, case, sampling.patch, voxel or (draw_point(place, case) if forced else None))
+        elif voxel is None and case.inside is not None and len(case.inside):
             box = centred_box(place, case.shape, sampling.patch, case.inside)
         else:
             box = draw_box(place, case.shape, sampling.patch, voxel)
@@ -122,17 +127,42 @@ def _read(plan: Plan, case: CachedCase, place: np.random.Generator, index: int, 
         ) from error
 
 
-def _stacked(patches: Sequence[Patch], labels: Labels, device: torch.device) -> Batch:
+def _with_points(place: np.random.Generator, case: CachedCase, patch: Size3, voxel: Size3 | None) -> Box:
+    """A patch box that lies in the scan, or holds all of a smaller one, so that no landmark is cut off needlessly."""
+    if voxel is None:
+        return draw_box(place, case.shape, patch, None)
+    return centred_box(place, case.shape, patch, np.array([voxel], np.int32))
+
+
+def _stacked(patches: Sequence[Patch], plan: Plan, device: torch.device) -> Batch:
     image = torch.stack([patch.image for patch in patches])
     values = torch.stack([patch.labels for patch in patches])
     if device.type == "cuda" and image.device.type == "cpu":
         image, values = image.pin_memory(), values.pin_memory()
     image, values = image.to(device, non_blocking=True), values.to(device, non_blocking=True)
-    return Batch(image, encode_target(values, labels))
+    points = _inside(patches, plan).to(device) if plan.landmarks else None
+    return Batch(image, encode_target(values, plan.labels), points, _spacing(plan))
+
+
+def _inside(patches: Sequence[Patch], plan: Plan) -> Tensor:
+    """The points (b, n, d) of all patches; NaN where one lies outside of its patch."""
+    ndim = plan.network.topology.ndim
+    unknown = torch.full((len(plan.landmarks), ndim), torch.nan)
+    points = torch.stack([unknown if patch.points is None else patch.points for patch in patches])
+    size = points.new_tensor(plan.sampling.patch[3 - ndim :])
+    out = ((points < -0.5) | (points > size - 0.5)).any(-1, keepdim=True)
+    return points.masked_fill(out, torch.nan)
+
+
+def _spacing(plan: Plan) -> tuple[float, ...] | None:
+    """Spacing of the network's voxels along its axes; None where the plan states none along one."""
+    known = plan.network.topology.spacing_mm or plan.preprocess.spacing_mm
+    axes = [spacing for spacing in known[3 - plan.network.topology.ndim :] if spacing is not None]
+    return tuple(axes) if len(axes) == plan.network.topology.ndim else None
 
 
 def _moved(patch: Patch, device: torch.device) -> Patch:
-    return Patch(patch.image.to(device), patch.labels.to(device))
+    return replace(patch, image=patch.image.to(device), labels=patch.labels.to(device))
 
 
 def _grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:

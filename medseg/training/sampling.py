@@ -52,6 +52,15 @@ def draw_voxel(rng: np.random.Generator, foreground: Mapping[int, np.ndarray], l
     return z, y, x
 
 
+def draw_point(rng: np.random.Generator, case: CachedCase) -> Size3 | None:
+    """The voxel of one of the landmarks that lie in the scan; None where there are none."""
+    if case.points is None:
+        return None
+    voxels = np.rint(case.points[~np.isnan(case.points).any(axis=1)]).astype(int)
+    voxels = voxels[((voxels >= 0) & (voxels < case.shape)).all(axis=1)]
+    return _size(int(v) for v in voxels[rng.integers(len(voxels))]) if len(voxels) else None
+
+
 def draw_box(rng: np.random.Generator, shape: Size3, patch: Size3, voxel: Size3 | None) -> Box:
     """A patch box with `voxel` in the middle, or anywhere if it is None; may hang out of `shape`.
 
@@ -86,11 +95,21 @@ def grow(box: Box, size: Size3) -> Box:
 
 
 def read_patch(case: CachedCase, box: Box, *, ndim: int) -> Patch:
-    """The voxels of `box`, zeros outside the scan; for `ndim` 2 the single slice as (c, y, x)."""
+    """The voxels of `box`, zeros outside the scan; for `ndim` 2 the single slice as (c, y, x).
+
+    Points are those of the case in the voxels of the box, also outside of it; of a slice only those that lie in it.
+    """
     image, labels = case.read(box)
     grey = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
     values = torch.from_numpy(labels.astype(np.int16 if labels.dtype == np.uint8 else np.int32))[None]
-    return Patch(grey.squeeze(1), values.squeeze(1)) if ndim == 2 else Patch(grey, values)
+    points = None
+    if case.points is not None:
+        points = torch.from_numpy((case.points - box.start).astype(np.float32))
+    if ndim == 3:
+        return Patch(grey, values, points)
+    if points is not None:
+        points = points[:, 1:].masked_fill(points[:, :1].abs() > 0.5, torch.nan)
+    return Patch(grey.squeeze(1), values.squeeze(1), points)
 
 
 def _box(starts: Sequence[int], size: Size3) -> Box:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,17 @@ from medseg.errors import TrainingError
 from medseg.io.cache import CachedCase, open_case, write_case
 from medseg.training import batches as module
 from medseg.training.batches import batches, draw_sample, encode_target, validation_batches
-from medseg.training.sampling import TRAIN, centred_box, draw_box, draw_voxel, generators, grow, is_forced, read_patch
+from medseg.training.sampling import (
+    TRAIN,
+    centred_box,
+    draw_box,
+    draw_point,
+    draw_voxel,
+    generators,
+    grow,
+    is_forced,
+    read_patch,
+)
 from medseg.types.geometry import Box, Geometry
 from medseg.types.image import Image, LabelMap
 from medseg.types.labels import Label, Labels
@@ -194,3 +206,85 @@ def test_forced_patches_show_foreground_in_both_dimensions(cases):
     for ndim in (2, 3):
         for batch in first(tiny_plan(ndim=ndim, augment=()), cases, 10):
             assert (batch.target[1] > 0).any()
+
+
+def landmark_plan(*, ndim=3, names=("tip", "lost", "edge"), **training):
+    """A plan without labels whose patch holds the scans of `landmark_case`."""
+    plan = replace(tiny_plan(ndim=ndim, **training), labels=Labels(()), landmarks=names)
+    preprocess = replace(plan.preprocess, spacing_mm=(2.0, 0.5, 0.25))
+    return replace(plan, preprocess=preprocess, sampling=replace(plan.sampling, patch=(1 if ndim == 2 else 16, 24, 32)))
+
+
+def landmark_case(folder, *, shape=(14, 24, 30), points, ndim=3):
+    """A scan that is bright at its points only: a point's grey value is its number + 1."""
+    if ndim == 2:
+        shape = (1, *shape[1:])
+    image = np.zeros((1, *shape), np.float32)
+    for number, point in enumerate(points):
+        if all(0 <= value < n for value, n in zip(point, shape, strict=True)):
+            image[(0, *(int(v) for v in point))] = number + 1
+    grid = Geometry(shape, (2.0, 0.5, 0.25))
+    labels = LabelMap(np.zeros(shape, np.uint8), grid, Labels(()))
+    write_case(folder, "a", Image(image, grid, ("MR",)), labels, patch=(16, 16, 16), points=np.array(points, float))
+    return open_case(folder, "a")
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_points_of_a_batch_are_where_the_scan_is_bright_in_it(tmp_path, ndim):
+    z = 6.0 if ndim == 3 else 0.0
+    case = landmark_case(tmp_path, points=[[z, 5, 7], [np.nan] * 3, [z + (ndim == 3), 20, 28]], ndim=ndim)
+    mirror = Step("mirror", {"axes": [1, 2], "swap_axis": 2, "swap_points": [0, 2]})
+    plan = landmark_plan(ndim=ndim, augment=(mirror,))
+    swapped = 0
+    for batch in first(plan, [case], 8):
+        assert batch.spacing == (2.0, 0.5, 0.25)[3 - ndim :]
+        assert batch.points.shape == (2, 3, ndim) and batch.points.dtype == torch.float32
+        assert not batch.target.any() and batch.target.shape[1] == 1
+        for image, points in zip(batch.image[:, 0], batch.points, strict=True):
+            assert points[1].isnan().all()
+            values = [float(image[tuple(points[number].int())]) for number in (0, 2)]
+            assert sorted(values) == [1.0, 3.0]
+            swapped += values == [3.0, 1.0]
+    assert 2 < swapped < 14
+
+
+def test_small_scans_of_landmark_plans_are_centred_and_whole(tmp_path):
+    case = landmark_case(tmp_path, points=[[13, 23, 29], [0, 0, 0], [3, 4, 5]])
+    for step in range(10):
+        for index in (0, 1):
+            patch, _ = draw_sample(landmark_plan(augment=()), [case], step, index)
+            assert patch.points.tolist() == [[14, 23, 30], [1, 0, 1], [4, 4, 6]]
+
+
+def test_patches_of_larger_scans_stay_within_them_and_forced_ones_hold_a_point(tmp_path):
+    case = landmark_case(tmp_path, shape=(40, 24, 90), points=[[39, 20, 89], [np.nan] * 3, [500, 0, 0]])
+    plan = landmark_plan(augment=())
+    for step in range(12):
+        forced, _ = draw_sample(plan, [case], step, 1)
+        assert forced.points[0].tolist() == [15, 20, 31]
+        free, _ = draw_sample(plan, [case], step, 0)
+        assert free.points[0].min() >= 0
+    batch = next(iter(validation_batches(plan, [case], steps=1, device=CPU)))
+    assert batch.points[1, 0].tolist() == [15, 20, 31]
+    assert batch.points[:, 1:].isnan().all()
+
+
+def test_points_that_augmentation_moves_out_of_the_patch_are_unknown(tmp_path):
+    case = landmark_case(tmp_path, points=[[7, 0, 0], [7, 12, 15], [7, 23, 29]])
+    zoom = Step("affine", {"p": 1.0, "degrees": 0.0, "scale_low": 0.5, "scale_high": 0.5})
+    (batch,) = first(landmark_plan(augment=(zoom,)), [case], 1)
+    assert batch.points[:, [0, 2]].isnan().all() and batch.points[:, 1].isfinite().all()
+
+
+def test_a_slice_knows_only_the_points_that_lie_in_it(tmp_path):
+    case = landmark_case(tmp_path, points=[[7.4, 3, 4], [6.4, 5, 6], [8, 1, 1]])
+    patch = read_patch(case, Box((7, 0, 0), (8, 24, 30)), ndim=2)
+    assert patch.points[0].tolist() == pytest.approx([3, 4])
+    assert patch.points[1:].isnan().all()
+
+
+def test_points_are_drawn_only_where_they_lie_in_the_scan(tmp_path):
+    case = landmark_case(tmp_path, points=[[-3, 0, 0], [2.6, 3.2, 4], [np.nan] * 3])
+    assert {draw_point(np.random.default_rng(seed), case) for seed in range(9)} == {(3, 3, 4)}
+    assert draw_point(np.random.default_rng(0), replace(case, points=case.points[[0, 2]])) is None
+    assert draw_point(np.random.default_rng(0), replace(case, points=None)) is None
