@@ -16,7 +16,9 @@ from medseg.networks.blocks.dense import DenseStage
 from medseg.networks.blocks.grouped import Bottleneck, GroupedResidualBlock
 from medseg.networks.blocks.mobilenet import InvertedResidual
 from medseg.networks.blocks.poolformer import PoolFormerBlock
+from medseg.networks.blocks.repvgg import RepVggBlock
 from medseg.networks.blocks.residual import ResidualBlock
+from medseg.networks.blocks.separable import SeparableConv
 from medseg.networks.blocks.shuffle import ShuffleUnit
 
 BuildStage = Callable[[int, int, Sequence[int], Sequence[int], int, Style], nn.Module]
@@ -105,6 +107,23 @@ def poolformer(
     return nn.Sequential(*entry, *(PoolFormerBlock(outputs, kernel) for _ in range(blocks)))
 
 
+def repvgg(
+    inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], blocks: int, style: Style
+) -> nn.Sequential:
+    """`blocks` convolutions with branches that an exported model no longer has (Ding 2021).
+
+    The norm is batch norm whatever the style.
+    """
+    return _chain(RepVggBlock, inputs, outputs, kernel, stride, blocks, style)
+
+
+def separable(
+    inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], blocks: int, style: Style
+) -> nn.Sequential:
+    """`blocks` depthwise-separable convolutions (Howard 2017)."""
+    return _chain(SeparableConv, inputs, outputs, kernel, stride, blocks, style)
+
+
 def _chain(
     build: Callable[..., nn.Module],
     inputs: int,
@@ -130,6 +149,8 @@ ENCODERS: Mapping[str, BuildStage] = {
     "shuffle": shuffle,
     "convnext": convnext,
     "poolformer": poolformer,
+    "repvgg": repvgg,
+    "separable": separable,
 }
 
 

@@ -64,7 +64,7 @@ def test_a_unet_of_these_stages_learns_with_every_weight(encoder: str, topology:
     assert [n for n in dead if not n.endswith("conv.bias")] == []  # a norm takes its convolution's bias away
 
 
-@pytest.mark.parametrize("encoder", sorted(set(ENCODERS) - {"convnext", "poolformer"}))
+@pytest.mark.parametrize("encoder", sorted(set(ENCODERS) - {"convnext", "poolformer", "repvgg"}))
 def test_norm_and_activation_are_those_of_the_style(encoder: str) -> None:
     results = []
     for style in (Style(), Style(norm="batch"), Style(act="silu")):
