@@ -1,0 +1,188 @@
+"""Attention of voxels, or channels, to each other.
+
+Every block takes (b, c, *s) of any size, returns the same shape and passes its input unchanged when new. Products and
+softmax are float32 under any autocast. Where there are more than 4096 voxels, keys and values are averaged over blocks
+of voxels until at most that many remain, so that memory grows with the number of voxels and not with its square. Keys
+have no bias: it would move all logits of a query alike, and the softmax takes it out.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medseg.networks.blocks.conv import ConvNormAct, InstanceNorm, Style, conv
+from medseg.networks.blocks.resample import hat, pooled
+
+TOKENS = 4096
+
+
+class NonLocal(nn.Module):
+    """x + norm(W softmax(theta' phi) g), the embedded Gaussian at half the channels (Wang 2018).
+
+    The norm starts at 0. phi and g are averaged over blocks of voxels above `TOKENS`.
+    """
+
+    def __init__(self, channels: int, ndim: int) -> None:
+        super().__init__()
+        inner, ones = max(channels // 2, 1), (1,) * ndim
+        self.theta = conv(channels, inner, ones)
+        self.phi, self.g = (conv(channels, inner, ones, bias=False) for _ in range(2))
+        self.out = conv(inner, channels, ones, bias=False)
+        self.norm = silent_norm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        few = pooled(x, TOKENS)
+        found = attend(tokens(self.theta(x)), tokens(self.phi(few)), tokens(self.g(few)))
+        return x + self.norm(self.out(grid(found, x)))  # type: ignore[no-any-return]
+
+
+class PositionAttention(nn.Module):
+    """x + gamma * softmax(Q K') V over voxels, queries and keys at an eighth of the channels (Fu 2019)."""
+
+    def __init__(self, channels: int, ndim: int) -> None:
+        super().__init__()
+        inner, ones = max(channels // 8, 1), (1,) * ndim
+        self.query, self.key = conv(channels, inner, ones), conv(channels, inner, ones, bias=False)
+        self.value = conv(channels, channels, ones)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        few = pooled(x, TOKENS)
+        found = attend(tokens(self.query(x)), tokens(self.key(few)), tokens(self.value(few)))
+        return x + self.gamma * grid(found, x)
+
+
+class ChannelAttention(nn.Module):
+    """x + gamma * softmax(max(E) - E) x with the products of channels E = x x' (Fu 2019)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gamma * mix_channels(channel_products(x), x)
+
+
+class DualAttention(nn.Module):
+    """Attention over voxels and over channels, side by side and summed (Fu 2019)."""
+
+    def __init__(self, channels: int, ndim: int) -> None:
+        super().__init__()
+        self.position, self.channel = PositionAttention(channels, ndim), ChannelAttention()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.position(x) + (self.channel(x) - x)  # type: ignore[no-any-return]
+
+
+class RelativeAttention(nn.Module):
+    """Heads of softmax((q k' + q r') / sqrt(d)) v with relative positions r (Vaswani 2017; Shaw 2018; Srinivas 2021).
+
+    r is the sum of one vector per axis, looked up in a table of 2 * `reference` - 1 offsets that is stretched to the
+    feature's size, so that any size is taken. There are up to 4 heads, as many as divide the channels.
+    """
+
+    def __init__(self, channels: int, ndim: int, *, reference: int = 14) -> None:
+        super().__init__()
+        self.heads = math.gcd(4, channels)
+        width = channels // self.heads
+        ones = (1,) * ndim
+        self.query = conv(channels, channels, ones)
+        self.key, self.value = (conv(channels, channels, ones, bias=False) for _ in range(2))
+        self.tables = nn.ParameterList(
+            nn.Parameter(torch.randn(2 * reference - 1, width) / math.sqrt(width)) for _ in range(ndim)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        few = pooled(x, TOKENS)
+        q, k, v = (self._split(t) for t in (self.query(x), self.key(few), self.value(few)))
+        with torch.autocast(x.device.type, enabled=False):
+            q = q.float() / math.sqrt(q.shape[-1])
+            logits = q @ k.float().mT + self.positions(q, x.shape[2:], few.shape[2:])
+            found = logits.softmax(-1) @ v.float()
+        return grid(found.mT.flatten(1, 2).mT, x)
+
+    def positions(self, q: Tensor, size: Sequence[int], few: Sequence[int]) -> Tensor:
+        """q r' of (b, heads, n, d) queries on a grid of `size` to keys on a grid of `few`: (b, heads, n, m)."""
+        q = q.reshape(*q.shape[:2], *size, -1)
+        total = q.new_zeros(())
+        for axis, table in enumerate(self.tables):
+            r = stretched(table.float(), size[axis], few[axis])
+            own = torch.einsum("bh...id,ijd->bh...ij", q.movedim(2 + axis, -2), r).movedim(-2, 2 + axis)
+            total = total + own.reshape(*own.shape[:-1], *(m if a == axis else 1 for a, m in enumerate(few)))
+        return total.flatten(2, 1 + len(size)).flatten(3)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), self.heads, x.shape[1] // self.heads, -1).mT
+
+
+class BottleneckAttention(nn.Module):
+    """A residual bottleneck whose convolution is `RelativeAttention`, at a quarter of the channels (Srinivas 2021).
+
+    The last norm starts at 0; there is no activation after the sum.
+    """
+
+    def __init__(self, channels: int, ndim: int) -> None:
+        super().__init__()
+        inner, ones, style = max(channels // 4, 1), (1,) * ndim, Style()
+        self.reduce = ConvNormAct(channels, inner, ones, ones, style)
+        self.attention = RelativeAttention(inner, ndim)
+        self.between = nn.Sequential(InstanceNorm(inner), nn.ReLU())
+        self.expand = conv(inner, channels, ones, bias=False)
+        self.norm = silent_norm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.expand(self.between(self.attention(self.reduce(x)))))  # type: ignore[no-any-return]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
+    """softmax(scale * q k') v of (b, n, d), (b, m, d) and (b, m, e), in float32, without keeping n x m numbers."""
+    wide = max(q.shape[-1], v.shape[-1])
+    with torch.autocast(q.device.type, enabled=False):
+        query, key, value = (F.pad(t.float(), (0, wide - t.shape[-1]))[:, None] for t in (q, k, v))
+        found = F.scaled_dot_product_attention(query, key, value, scale=scale)
+    return found[:, 0, :, : v.shape[-1]]
+
+
+def channel_products(x: Tensor) -> Tensor:
+    """The products of all pairs of channels, (b, c, c) float32."""
+    with torch.autocast(x.device.type, enabled=False):
+        flat = x.flatten(2).float()
+        return flat @ flat.mT
+
+
+def mix_channels(energy: Tensor, x: Tensor) -> Tensor:
+    """softmax(max - energy) x: every channel a mean of those least like it."""
+    with torch.autocast(x.device.type, enabled=False):
+        weights = (energy.amax(-1, keepdim=True) - energy).softmax(-1)
+        return (weights @ x.flatten(2).float()).reshape(x.shape).to(x.dtype)
+
+
+def stretched(table: Tensor, size: int, few: int) -> Tensor:
+    """A table (2w - 1, d) of offsets from -(w - 1) to w - 1, read at those between `size` and `few` places: (n, m, d).
+
+    Places are the centres of equal parts of the axis. The largest offset reads the table's end, none its middle.
+    """
+    device, half = table.device, len(table) // 2
+    places = [(torch.arange(n, device=device) + 0.5) * (size / n) for n in (size, few)]
+    offsets = (places[1] - places[0][:, None]) * (half / max(size - 1, 1)) + half
+    return hat(offsets, len(table)) @ table
+
+
+def tokens(x: Tensor) -> Tensor:
+    """(b, c, *s) as (b, n, c)."""
+    return x.flatten(2).mT
+
+
+def grid(found: Tensor, like: Tensor) -> Tensor:
+    """(b, n, c) with the spatial size and dtype of `like`, as (b, c, *s)."""
+    return found.mT.reshape(len(like), -1, *like.shape[2:]).to(like.dtype)
+
+
+def silent_norm(channels: int) -> InstanceNorm:
+    """A norm of weight 0, which makes a new residual branch return nothing."""
+    norm = InstanceNorm(channels)
+    nn.init.zeros_(norm.weight)
+    return norm
