@@ -17,7 +17,11 @@ _SEE = "see the nnU-Net v2 or the Decathlon description of dataset.json"
 
 @dataclass(frozen=True)
 class Header:
-    """The checked content of `dataset.json`; `listed` maps case ids to image names and a label name, if it has any."""
+    """The checked content of `dataset.json`; `listed` maps case ids to image names and a label name, if it has any.
+
+    `landmarks` are the names that it states, none if they are to be found in the files, and null without landmarks.
+    `spacing_mm` (y, x) is that of flat images.
+    """
 
     name: str
     channels: tuple[str, ...]
@@ -26,6 +30,8 @@ class Header:
     count: int | None
     listed: Mapping[str, tuple[tuple[str, ...], str | None]] | None
     groups: Mapping[str, str]
+    landmarks: tuple[str, ...] | None = None
+    spacing_mm: tuple[float, float] | None = None
 
 
 def error(what: str, fix: str, *, case: str = "", file: str = FILE_NAME) -> Fault:
@@ -57,7 +63,9 @@ def read_header(folder: Path) -> tuple[Header | None, tuple[Fault, ...]]:
     if faults:
         return None, tuple(faults)
     channels = _channels(content, faults)
-    labels = _labels(content, folder, faults)
+    landmarks = _landmarks(content, faults)
+    alone = landmarks is not None and content.get("labels") is None
+    labels = Labels(()) if alone else _labels(content, folder, faults)
     ending = _text(content, "file_ending", faults)
     count = content.get("numTraining")
     if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
@@ -65,12 +73,16 @@ def read_header(folder: Path) -> tuple[Header | None, tuple[Fault, ...]]:
         count = None
     listed = _listed(content, faults)
     groups = _groups(content, faults)
+    spacing = _spacing(content, faults)
+    if labels is not None and not labels.items and landmarks is None:
+        faults.append(error("labels need unique names, at least one", 'add e.g. "liver": 1'))
+        labels = None
     if not channels or labels is None:
         return None, tuple(faults)
     name = _text(content, "name", faults) or folder.resolve().name
     if ending is not None and not ending.startswith("."):
         ending = "." + ending
-    return Header(name, channels, labels, ending, count, listed, groups), tuple(faults)
+    return Header(name, channels, labels, ending, count, listed, groups, landmarks, spacing), tuple(faults)
 
 
 def parse_splits(content: Any, file: str) -> tuple[tuple[Split, ...], list[Fault]]:
@@ -132,6 +144,30 @@ def _labels(content: Mapping[str, Any], folder: Path, faults: list[Fault]) -> La
     except MedsegError as problem:
         faults.append(error(problem.what, problem.hint))
         return None
+
+
+def _landmarks(content: Mapping[str, Any], faults: list[Fault]) -> tuple[str, ...] | None:
+    table = content.get("landmarks")
+    if table is None:
+        return None
+    names: Any = table.get("names", []) if isinstance(table, dict) else None
+    if not _is_texts(names) or len(set(names)) < len(names) or not all(name.strip() for name in names):
+        fix = 'write "landmarks": {"names": ["nasion", "menton"]}, every name once, or {} for those in the files'
+        faults.append(error('"landmarks" has no list of names', fix))
+        return ()
+    return tuple(names)
+
+
+def _spacing(content: Mapping[str, Any], faults: list[Fault]) -> tuple[float, float] | None:
+    given = content.get("spacing_mm")
+    if given is None:
+        return None
+    both = given if isinstance(given, list) else [given, given]
+    good = len(both) == 2 and all(type(v) in {int, float} and 0 < v < float("inf") for v in both)
+    if not good:
+        faults.append(error(f"spacing_mm is {given!r}", 'write "spacing_mm": [y, x], in mm per pixel'))
+        return None
+    return float(both[0]), float(both[1])
 
 
 def _described(path: Path, faults: list[Fault]) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medseg.errors import DatasetError
 from medseg.io.dataset_json import FILE_NAME, Header, error, parse_splits, read_header, read_json, warning
+from medseg.io.dataset_points import find_points, point_names, with_points
 from medseg.io.images import SUFFIXES
 from medseg.io.named_labels import ENDINGS
 from medseg.io.scans import find_cases
@@ -22,8 +23,9 @@ def read_dataset(folder: Path | str) -> Dataset:
 
     Beyond those layouts: optional "groups" ({case: patient}) in `dataset.json` or a `groups.csv` (case,group), and
     folds in `splits_final.json` or `splits.json`; a scan may be a folder of DICOM files, a label map a DICOM SEG, an
-    RTSTRUCT or a .seg.nrrd, whose structures are found by the names of "labels", alone in a folder or as a file; and
-    "labels" may name an ITK-SNAP label description file.
+    RTSTRUCT or a .seg.nrrd, whose structures are found by the names of "labels", alone in a folder or as a file;
+    "labels" may name an ITK-SNAP label description file; and with "landmarks", which may stand instead of "labels",
+    `landmarksTr` holds a file of points per case.
     Raises DatasetError that lists every fault, not only the first.
     """
     folder = Path(folder)
@@ -48,7 +50,11 @@ def survey(folder: Path) -> tuple[Dataset | None, tuple[Fault, ...]]:
     if header is None:
         return None, header_faults
     faults = list(header_faults)
-    found = _listed_cases(folder, header, faults) if header.listed is not None else _scan(folder, header, faults)
+    points = find_points(folder, header, faults)
+    listed = header.listed is not None
+    found = _listed_cases(folder, header, faults) if listed else _scan(folder, header, points, faults)
+    if header.landmarks is not None:
+        found = with_points(found, points, header, faults)
     if not found and not any(fault.severity == "error" for fault in faults):
         faults.append(error("no labelled case found", "put scans into imagesTr and label maps into labelsTr", file=""))
     if header.count is not None and found and header.count != len(found):
@@ -57,8 +63,9 @@ def survey(folder: Path) -> tuple[Dataset | None, tuple[Fault, ...]]:
     groups = _groups(folder, header, faults)
     cases = _grouped(found, groups, faults)
     splits = _splits(folder, faults)
-    dataset = Dataset(header.name, folder, header.channels, header.labels, cases, splits) if cases else None
-    return dataset, tuple(faults)
+    names = point_names(header, points, faults)
+    dataset = Dataset(header.name, folder, header.channels, header.labels, cases, splits, names, header.spacing_mm)
+    return dataset if cases else None, tuple(faults)
 
 
 def _listed_cases(folder: Path, header: Header, faults: list[Fault]) -> list[Case]:
@@ -68,17 +75,18 @@ def _listed_cases(folder: Path, header: Header, faults: list[Fault]) -> list[Cas
         images = [_present(folder / name, len(header.channels)) for name in names]
         missing = [name for name, paths in zip(names, images, strict=True) if not paths]
         faults.extend(error("image is missing", "restore it or remove the case", case=case, file=n) for n in missing)
-        label = None if label_name is None else _only_file(folder / label_name)
-        if label is None:
+        wanted = bool(header.labels.items)
+        label = None if label_name is None or not wanted else _only_file(folder / label_name)
+        if label is None and wanted:
             faults.append(error("has no label", "add a label or remove the case", case=case))
-        elif not label.is_file():
+        elif label is not None and not label.is_file():
             fix = "restore it or remove the case"
             faults.append(error("label map is missing", fix, case=case, file=str(label_name)))
         paths = tuple(path for some in images for path in some)
         if not missing and len(paths) not in {1, len(header.channels)}:
             what = f"has {len(paths)} images for {len(header.channels)} channels"
             faults.append(error(what, "list one image per channel", case=case))
-        elif not missing and label is not None and label.is_file():
+        elif not missing and (label.is_file() if label is not None else not wanted):
             cases.append(Case(case, paths, label))
     return cases
 
@@ -95,22 +103,25 @@ def _present(path: Path, channels: int) -> tuple[Path, ...]:
 
 @dataclass
 class _Files:
-    """What lies in imagesTr and labelsTr, by case id."""
+    """What lies in imagesTr, labelsTr and landmarksTr, by case id."""
 
+    points: Mapping[str, Path] = field(default_factory=dict)
     labels: dict[str, Path] = field(default_factory=dict)
     whole: dict[str, Path] = field(default_factory=dict)
     parts: dict[str, dict[int, Path]] = field(default_factory=dict)
 
 
-def _scan(folder: Path, header: Header, faults: list[Fault]) -> list[Case]:
-    """Cases by the names of files in imagesTr and labelsTr."""
-    absent = [name for name in ("imagesTr", "labelsTr") if not (folder / name).is_dir()]
+def _scan(folder: Path, header: Header, points: Mapping[str, Path], faults: list[Fault]) -> list[Case]:
+    """Cases by the names of files in imagesTr and labelsTr; without labels, of images alone."""
+    parts = ("imagesTr", "labelsTr") if header.labels.items else ("imagesTr",)
+    absent = [name for name in parts if not (folder / name).is_dir()]
     faults.extend(error("no such folder", "create it or correct its name", file=name) for name in absent)
     ending = header.ending or _inferred_ending(folder, faults)
     if absent or ending is None:
         return []
-    files = _Files()
-    _scan_labels(folder, ending, files, faults)
+    files = _Files(points)
+    if header.labels.items:
+        _scan_labels(folder, ending, files, faults)
     _scan_images(folder, ending, files, faults)
     ids = sorted({*files.labels, *files.whole, *files.parts})
     labelled = sum(case in files.labels for case in ids)
@@ -120,7 +131,7 @@ def _scan(folder: Path, header: Header, faults: list[Fault]) -> list[Case]:
         if images is None:
             continue
         label = files.labels.get(case)
-        if label is not None:
+        if label is not None or not header.labels.items:
             found.append(Case(case, images, label))
         elif header.count == labelled:
             file = _relative(images[0], folder)
@@ -180,7 +191,8 @@ def _scan_images(folder: Path, ending: str, files: _Files, faults: list[Fault]) 
             continue
         stem = path.name if path.is_dir() else path.name[: -len(ending)]
         match = _CHANNEL.fullmatch(stem)
-        if match and not (stem in files.labels and match[1] not in files.labels):
+        named = files.labels.keys() | files.points.keys()
+        if match and not (stem in named and match[1] not in named):
             files.parts.setdefault(match[1], {})[int(match[2])] = path
         else:
             files.whole[stem] = path

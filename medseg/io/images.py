@@ -230,9 +230,16 @@ def _read_path(
     return image if spacing_mm is None else _with_spacing(image, spacing_mm)
 
 
+def with_spacing(geometry: Geometry, spacing_mm: tuple[float, float] | None) -> Geometry:
+    """The grid of a flat image that states no spacing, with `spacing_mm` (y, x); any other as it is."""
+    if spacing_mm is None or geometry.unit != "px" or geometry.shape[0] != 1:
+        return geometry
+    return replace(geometry, spacing_mm=(1.0, *spacing_mm), unit="mm")
+
+
 def _with_spacing(image: Image, spacing_mm: tuple[float, float]) -> Image:
     if image.geometry.unit == "px" and image.geometry.shape[0] == 1:
-        return replace(image, geometry=replace(image.geometry, spacing_mm=(1.0, *spacing_mm), unit="mm"))
+        return replace(image, geometry=with_spacing(image.geometry, spacing_mm))
     if image.source is not None and image.source.format == "dicom-us":  # the reader has taken it
         return image
     return replace(image, warnings=(*image.warnings, "states a spacing of its own; the given one is not used"))

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from medseg.errors import DatasetError, GeometryError
-from medseg.io.images import check_same_grid, read_image, read_labels
+from medseg.io.images import check_same_grid, read_image, read_labels, with_spacing
 from medseg.types.dataset import Case, Dataset
 from medseg.types.geometry import Geometry
 from medseg.types.image import Image, LabelMap
@@ -19,17 +19,25 @@ T = TypeVar("T")
 GRID_TOLERANCE = "0.01 mm or 1 % of a voxel, whichever is more"
 
 
+def read_scan(case: Case, dataset: Dataset) -> Image:
+    """The image of a case, with the spacing that the data set states for flat images; raises what `read_image` does."""
+    return read_image(case.images, channels=dataset.channels, spacing_mm=dataset.spacing_mm)
+
+
 def read_pair(case: Case, dataset: Dataset) -> tuple[Image, LabelMap]:
     """Image and label map of a case; a label grid within GRID_TOLERANCE becomes the image's, with a warning.
 
-    Raises DatasetError if the case has no label map, GeometryError if the grids differ by more, and what the readers
-    raise.
+    In a data set of landmarks alone, the label map is all background. Raises DatasetError if the case has no label map,
+    GeometryError if the grids differ by more, and what the readers raise.
     """
-    if case.label is None:
+    alone = case.landmarks is not None and not dataset.labels.items
+    if case.label is None and not alone:
         raise DatasetError("has no label map", where=case.id, hint="add one or leave the case out")
-    image = read_image(case.images, channels=dataset.channels)
+    image = read_scan(case, dataset)
+    if case.label is None:
+        return image, LabelMap(np.zeros(image.geometry.shape, np.uint8), image.geometry, dataset.labels)
     labels = read_labels(case.label, dataset.labels, image)
-    notes = check_label_grid(image.geometry, labels.geometry, where=case.id)
+    notes = check_label_grid(image.geometry, with_spacing(labels.geometry, dataset.spacing_mm), where=case.id)
     return image, replace(labels, geometry=image.geometry, warnings=(*labels.warnings, *notes))
 
 

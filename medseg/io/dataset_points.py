@@ -1,0 +1,100 @@
+"""Landmarks of a data set: one file per case in `landmarksTr`, named like the case."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64
+
+from medseg.errors import DatasetError, MedsegError
+from medseg.io.dataset_json import Header, error, warning
+from medseg.io.landmarks import read_landmarks
+from medseg.types.dataset import Case, Dataset, Fault
+
+FOLDER = "landmarksTr"
+POINT_ENDINGS = (".mrk.json", ".fcsv", ".landmarks.csv", ".csv")
+
+
+def point_stem(path: Path) -> str:
+    """File name without the ending of a landmark file; "" for other files.
+
+    >>> point_stem(Path("a/case.01.mrk.json")), point_stem(Path("notes.txt"))
+    ('case.01', '')
+    """
+    ending = next((known for known in POINT_ENDINGS if path.name.lower().endswith(known)), None)
+    return path.name[: -len(ending)] if ending else ""
+
+
+def find_points(folder: Path, header: Header, faults: list[Fault]) -> dict[str, Path]:
+    """The landmark file of every case that has one; nothing where `dataset.json` speaks of no landmarks."""
+    place = folder / FOLDER
+    if header.landmarks is None:
+        return {}
+    if not place.is_dir():
+        faults.append(error("no such folder", "create it with a landmark file per case", file=FOLDER))
+        return {}
+    found: dict[str, Path] = {}
+    for path in sorted(path for path in place.iterdir() if not path.name.startswith(".")):
+        case, file = point_stem(path), f"{FOLDER}/{path.name}"
+        if not case or not path.is_file():
+            faults.append(warning("is no landmark file and is left out", f"use {', '.join(POINT_ENDINGS)}", file=file))
+        elif case in found:
+            what = f"has two landmark files, {found[case].name} too"
+            faults.append(error(what, "keep one of them", case=case, file=file))
+        else:
+            found[case] = path
+    return found
+
+
+def with_points(found: Sequence[Case], points: Mapping[str, Path], header: Header, faults: list[Fault]) -> list[Case]:
+    """The cases with their landmark files; without label maps, a case without landmarks is none."""
+    known = {case.id for case in found} | {fault.case for fault in faults}
+    for name in sorted(set(points) - known):
+        what, fix = "image is missing for these landmarks", "restore the image or remove the file"
+        faults.append(error(what, fix, case=name, file=f"{FOLDER}/{points[name].name}"))
+    if header.labels.items:
+        return [replace(case, landmarks=points.get(case.id)) for case in found]
+    for case in found:
+        if case.id not in points and header.count == len(points):
+            file = "/".join(case.images[0].parts[-2:])
+            what, fix = "image without landmarks is left out", "move it to imagesTs"
+            faults.append(warning(what, fix, case=case.id, file=file))
+        elif case.id not in points:
+            fix = "add the file or move the image to imagesTs"
+            faults.append(error("landmark file is missing", fix, case=case.id, file=f"{FOLDER}/{case.id}.mrk.json"))
+    return [replace(case, landmarks=points[case.id]) for case in found if case.id in points]
+
+
+def point_names(header: Header, points: Mapping[str, Path], faults: list[Fault]) -> tuple[str, ...]:
+    """The names that `dataset.json` states, else those of all files in the order in which they come."""
+    if header.landmarks:
+        return header.landmarks
+    names: dict[str, None] = {}
+    for case, path in sorted(points.items()):
+        try:
+            names |= dict.fromkeys(read_landmarks(path).names)
+        except MedsegError as problem:
+            faults.append(error(problem.what, problem.hint, case=case, file=f"{FOLDER}/{path.name}"))
+    if points and not names:
+        faults.append(error("no landmark file names a landmark", "add landmarks to the files", file=FOLDER))
+    return tuple(names)
+
+
+def read_points(case: Case, dataset: Dataset) -> Float64[np.ndarray, "n 3"]:
+    """Places (x, y, z) of the data set's landmarks, in its order, in mm LPS; NaN where a case does not know one.
+
+    Names that the data set does not have are left out. Raises ImageError for unreadable files, DatasetError where none
+    of its names is a landmark of the data set.
+    """
+    places = np.full((len(dataset.landmarks), 3), np.nan)
+    if case.landmarks is None:
+        return places
+    read = read_landmarks(case.landmarks)
+    known = [name for name in read.names if name in dataset.landmarks]
+    if read.names and not known:
+        hint = f"names are {', '.join(dataset.landmarks[:8])}"
+        raise DatasetError("holds no landmark of the data set", where=case.landmarks, hint=hint)
+    for name in known:
+        places[dataset.landmarks.index(name)] = read.points_mm[read.names.index(name)]
+    return places
