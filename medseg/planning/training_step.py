@@ -10,6 +10,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from medseg.losses.build import Loss, build_loss
 from medseg.networks.build import arrange, build_network
+from medseg.networks.critics import build_critic, judge
 from medseg.types.geometry import Size3
 from medseg.types.plan import Network, Options, Precision, Training
 from medseg.types.tensors import Batch, NetworkOutput
@@ -39,6 +40,8 @@ class Parts:
     loss: Loss
     states: tuple[list[Tensor], ...]
     average: list[Tensor]
+    critic: nn.Module | None = None
+    critic_states: tuple[list[Tensor], ...] = ()
 
 
 def build_parts(job: Job, device: torch.device, *, channels_last: bool | None = None) -> Parts:
@@ -56,13 +59,15 @@ def build_parts(job: Job, device: torch.device, *, channels_last: bool | None = 
     copies = _state_copies(job.training.optimizer.use, job.training.optimizer.options)
     states = tuple([torch.zeros_like(p) for p in params] for _ in range(copies))
     average = [p.detach().clone() for p in params] if job.training.ema is not None else []
-    return Parts(network, build_loss(job.training.losses), states, average)
+    critic = _critic(job, device)
+    own = tuple([torch.zeros_like(p) for p in critic.parameters()] for _ in range(2)) if critic is not None else ()
+    return Parts(network, build_loss(job.training.losses), states, average, critic, own)
 
 
 def random_batch(job: Job, device: torch.device) -> Batch:
     """An image of noise, with targets of every class."""
     size = job.patch[3 - job.network.topology.ndim :]
-    regions = job.regions or job.outputs == 1
+    regions = _regions(job)
     rows, values = (job.outputs, 2) if regions else (1, job.outputs)
     image = torch.randn(job.batch, job.channels, *size, device=device)
     return Batch(image, torch.randint(values, (job.batch, rows, *size), device=device))
@@ -75,8 +80,14 @@ def run_step(parts: Parts, batch: Batch, training: Training, *, whole: bool) -> 
     """
     for p in parts.network.parameters():
         p.grad = None
-    value = parts.loss(forward(parts.network, batch.image, training.precision), batch)
-    value.total.backward()  # type: ignore[no-untyped-call]
+    output = forward(parts.network, batch.image, training.precision)
+    total = parts.loss(output, batch).total
+    judged = None
+    if parts.critic is not None:
+        judged = output.logits[0]
+        total = total + judge(parts.critic, batch.image, judged, batch.target)
+    del output
+    total.backward()  # type: ignore[no-untyped-call]
     clip = training.clip_grad_norm
     clip_grad_norm_(parts.network.parameters(), math.inf if clip is None else clip, foreach=whole)
     with torch.no_grad():
@@ -86,6 +97,33 @@ def run_step(parts: Parts, batch: Batch, training: Training, *, whole: bool) -> 
             _update(params[i : i + step], [state[i : i + step] for state in parts.states])
         if parts.average:
             torch._foreach_lerp_(parts.average, [p.detach() for p in parts.network.parameters()], 0.01)
+    if parts.critic is not None and judged is not None:
+        _critic_step(parts.critic, parts.critic_states, judged, batch)
+
+
+def _critic(job: Job, device: torch.device) -> nn.Module | None:
+    if job.training.adversary is None:
+        return None
+    critic = build_critic(
+        job.training.adversary,
+        job.network.topology,
+        channels=job.channels,
+        outputs=job.outputs,
+        regions=_regions(job),
+    )
+    return critic if device.type == "cpu" else critic.to(device)  # abstract weights cannot be moved
+
+
+def _critic_step(critic: nn.Module, states: tuple[list[Tensor], ...], logits: Tensor, batch: Batch) -> None:
+    for p in critic.parameters():
+        p.grad = None
+    judge(critic, batch.image, logits, batch.target, own=True).backward()  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        _update(list(critic.parameters()), list(states))
+
+
+def _regions(job: Job) -> bool:
+    return job.regions or job.outputs == 1
 
 
 def forward(network: nn.Module, image: Tensor, precision: Precision) -> NetworkOutput:

@@ -43,33 +43,41 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
-def pack(network: nn.Module, optimizer: Optimizer, average: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Every tensor that training goes on from, by name."""
-    tensors = {f"network/{name}": tensor for name, tensor in network.state_dict().items()}
-    tensors |= {f"average/{name}": tensor for name, tensor in (average or {}).items()}
+def pack(
+    network: nn.Module, optimizer: Optimizer, average: Mapping[str, Tensor] | None, *, prefix: str = ""
+) -> dict[str, Tensor]:
+    """Every tensor that training goes on from, by name; `prefix` tells several networks apart."""
+    tensors = {f"{prefix}network/{name}": tensor for name, tensor in network.state_dict().items()}
+    tensors |= {f"{prefix}average/{name}": tensor for name, tensor in (average or {}).items()}
     for number, parameter in enumerate(_parameters(optimizer)):
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                tensors[f"optimizer/{number}/{key}"] = value
+                tensors[f"{prefix}optimizer/{number}/{key}"] = value
     return tensors
 
 
 def unpack(
-    tensors: Mapping[str, Tensor], network: nn.Module, optimizer: Optimizer, average: Mapping[str, Tensor] | None
+    tensors: Mapping[str, Tensor],
+    network: nn.Module,
+    optimizer: Optimizer,
+    average: Mapping[str, Tensor] | None,
+    *,
+    prefix: str = "",
 ) -> None:
     """Put what `pack` returned back in place, in the memory layout of the parameters; raises TrainingError."""
-    own = {name.removeprefix("network/"): t for name, t in tensors.items() if name.startswith("network/")}
+    mine = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    own = {name.removeprefix("network/"): t for name, t in mine.items() if name.startswith("network/")}
     try:
         network.load_state_dict(own)
         for name, tensor in (average or {}).items():
-            tensor.copy_(tensors[f"average/{name}"])
+            tensor.copy_(mine[f"average/{name}"])
     except (RuntimeError, KeyError) as error:
         raise TrainingError(
             f"the checkpoint does not fit the plan ({str(error).splitlines()[0]})",
             hint="train into another output folder",
         ) from error
     parameters = _parameters(optimizer)
-    for name, tensor in tensors.items():
+    for name, tensor in mine.items():
         if name.startswith("optimizer/"):
             _, number, key = name.split("/", 2)
             parameter = parameters[int(number)]

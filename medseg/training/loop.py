@@ -171,6 +171,7 @@ def _one_step(session: Session, position: Position, batch: Batch) -> Position:
             scaler=session.scaler,
             precision=training.precision,
             clip_grad_norm=training.clip_grad_norm,
+            opponent=session.opponent,
         )
     except TrainingError as error:
         kept = session.folder / CHECKPOINT

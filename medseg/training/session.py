@@ -21,6 +21,7 @@ from medseg.io.records import record_sha256, to_plain, write_record
 from medseg.losses.build import Loss, build_loss
 from medseg.networks.build import HeadedNetwork, build_network
 from medseg.training import checkpoint
+from medseg.training.adversary import Opponent, open_opponent
 from medseg.training.optim import Schedule, build_optimizer
 from medseg.training.position import Position
 from medseg.training.probe import faster_device
@@ -29,6 +30,7 @@ from medseg.types.plan import Plan
 
 _LOG = logging.getLogger("medseg")
 CHECKPOINT, WEIGHTS, METRICS, FACTS = "checkpoint.safetensors", "weights.safetensors", "metrics.jsonl", "run.json"
+_CRITIC = "critic/"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,7 @@ class Session:
     facts: Mapping[str, Any]
     workers: int
     asked_to_stop: Callable[[], int | None]
+    opponent: Opponent | None = None
 
 
 def identity(plan: Plan, train_ids: Sequence[str], val_ids: Sequence[str]) -> str:
@@ -112,12 +115,15 @@ def open_session(
         facts=_facts(plan, train, device, workers, facts),
         workers=workers,
         asked_to_stop=asked_to_stop,
+        opponent=open_opponent(plan, device),
     )
 
 
 def restore(session: Session, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Position:
     """Put a checkpoint's tensors in place; returns where it was."""
     checkpoint.unpack(tensors, session.network, session.optimizer, session.average)
+    if session.opponent is not None:
+        checkpoint.unpack(tensors, session.opponent.critic, session.opponent.optimizer, None, prefix=_CRITIC)
     if session.scaler.is_enabled() and values["scaler"]:
         session.scaler.load_state_dict(values["scaler"])
     return Position(**values["position"])
@@ -133,6 +139,8 @@ def save(session: Session, position: Position, *, expected: str, finished: bool 
         "finished": finished,
     }
     tensors = checkpoint.pack(session.network, session.optimizer, session.average)
+    if session.opponent is not None:
+        tensors |= checkpoint.pack(session.opponent.critic, session.opponent.optimizer, None, prefix=_CRITIC)
     checkpoint.save(session.folder / CHECKPOINT, tensors, values)
 
 

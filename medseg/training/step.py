@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 
 from medseg.errors import TrainingError
 from medseg.losses.build import Loss
+from medseg.networks.critics import judge
+from medseg.training.adversary import Opponent, learn
 from medseg.types.labels import Labels
 from medseg.types.plan import Precision
 from medseg.types.tensors import Batch, NetworkOutput
@@ -44,19 +46,27 @@ def train_step(
     scaler: GradScaler,
     precision: Precision = "fp32",
     clip_grad_norm: float | None = None,
+    opponent: Opponent | None = None,
 ) -> StepResult:
-    """Forward in `precision`, loss in float32, backward, clip, update.
+    """Forward in `precision`, loss in float32, backward, clip, update; then a step of the critic, if there is one.
 
     Raises TrainingError with the loss terms where loss or gradients are not finite.
     """
     network.train()
     optimizer.zero_grad(set_to_none=True)
-    value = loss(forward(network, batch, precision), batch)
-    size = float(value.total.detach())
+    output = forward(network, batch, precision)
+    value = loss(output, batch)
+    total = value.total
     terms = {name: float(term.detach()) for name, term in value.terms.items()}
+    if opponent is not None:
+        verdict = judge(opponent.critic, batch.image, output.logits[0], batch.target)
+        total, terms["adversary"] = total + opponent.weight * verdict, float(verdict.detach())
+    judge_later = output if opponent is not None else None
+    del output
+    size = float(total.detach())
     if not math.isfinite(size):
         raise TrainingError(f"the loss is not finite: {_listed(terms)}")
-    scaler.scale(value.total).backward()  # type: ignore[no-untyped-call]
+    scaler.scale(total).backward()  # type: ignore[no-untyped-call]
     scaler.unscale_(optimizer)
     limit = clip_grad_norm if clip_grad_norm is not None else math.inf
     norm = float(clip_grad_norm_(network.parameters(), limit))
@@ -65,6 +75,8 @@ def train_step(
         raise TrainingError(f"the gradients are not finite at loss {size:.6g}: {_listed(terms)}")
     scaler.step(optimizer)
     scaler.update()
+    if opponent is not None and judge_later is not None:
+        terms["critic"] = learn(opponent, judge_later, batch)
     return StepResult(size, terms, norm)
 
 

@@ -117,6 +117,16 @@ class LossTerm:
 
 
 @dataclass(frozen=True)
+class Adversary:
+    """A critic that learns beside the network and is thrown away; `weight` is its share in the network's loss."""
+
+    use: str
+    weight: float = 0.1
+    lr: float = 2e-4
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Training:
     """How it learns; `ema` is the decay per step of the averaged weights that are kept, null for none."""
 
@@ -131,6 +141,7 @@ class Training:
     clip_grad_norm: float | None = 12.0
     ema: float | None = None
     seed: int = 0
+    adversary: Adversary | None = None
 
 
 @dataclass(frozen=True)

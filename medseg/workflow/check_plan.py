@@ -7,7 +7,7 @@ from typing import Any
 from medseg.errors import PlanError
 from medseg.io.records import read_record
 from medseg.plugins import code_ref, resolve
-from medseg.types.plan import LossTerm, Network, Plan, Step
+from medseg.types.plan import Adversary, LossTerm, Network, Plan, Step
 
 Table = Mapping[str, Callable[..., Any]]
 
@@ -38,10 +38,11 @@ def check_plan(plan: Plan) -> tuple[str, ...]:
     return tuple(dict.fromkeys(ref for ref in refs if ref is not None))
 
 
-def _steps(plan: Plan) -> Iterator[tuple[str, Step | Network | LossTerm, Table]]:
+def _steps(plan: Plan) -> Iterator[tuple[str, Step | Network | LossTerm | Adversary, Table]]:
     from medseg.augment.chain import AUGMENT
     from medseg.losses.build import LOSSES
     from medseg.networks.build import BACKBONES, HEADS
+    from medseg.networks.critics import CRITICS
     from medseg.postprocess.chain import CLEAN
     from medseg.preprocess.intensity import INTENSITY
     from medseg.training.optim import OPTIMIZERS, SCHEDULES
@@ -49,6 +50,8 @@ def _steps(plan: Plan) -> Iterator[tuple[str, Step | Network | LossTerm, Table]]
     yield "network", plan.network, BACKBONES
     yield "training.optimizer", plan.training.optimizer, OPTIMIZERS
     yield "training.schedule", plan.training.schedule, SCHEDULES
+    if plan.training.adversary is not None:
+        yield "training.adversary", plan.training.adversary, CRITICS
     lists: tuple[tuple[str, tuple[Step | LossTerm, ...], Table], ...] = (
         ("preprocess.intensity", plan.preprocess.intensity, INTENSITY),
         ("network.heads", plan.network.heads, HEADS),

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import tiny_run
 import torch
+from safetensors.torch import load_file
 from tiny_run import fill_cache, tiny_plan, with_hours
 
 from medseg.errors import Interrupted, TrainingError
 from medseg.io.files import file_sha256
 from medseg.training.loop import fit
-from medseg.types.plan import LossTerm, Step
+from medseg.types.plan import Adversary, LossTerm, Step
 
 CPU = torch.device("cpu")
 SCRIPT = Path(tiny_run.__file__)
@@ -60,6 +61,7 @@ def crash():
 
 PLANS = {
     "sgd": tiny_plan(ema=0.9),
+    "critic": tiny_plan(adversary=Adversary("segan", options={"width": 4})),
     "adamw 2d": tiny_plan(ndim=2, optimizer=Step("adamw"), schedule=Step("cosine_restarts", {"warmup": 0.1})),
 }
 
@@ -82,6 +84,15 @@ def test_a_run_stopped_after_any_step_ends_in_the_same_bytes(cache, tmp_path, na
             for row in rows(tmp_path / "whole")
         ]
         assert measured == unbroken
+
+
+def test_a_critic_is_logged_and_thrown_away(cache, tmp_path):
+    weights = train(PLANS["critic"], cache, tmp_path / "with")
+    without = train(tiny_plan(), cache, tmp_path / "without")
+    assert {"loss adversary", "loss critic"} <= set(rows(tmp_path / "with")[-1])
+    learnt, other = load_file(weights), load_file(without)
+    assert learnt.keys() == other.keys()
+    assert not all(torch.equal(learnt[name], other[name]) for name in learnt)
 
 
 def test_a_run_that_crashed_goes_on_from_its_last_epoch(cache, tmp_path):
