@@ -10,16 +10,33 @@ from torch import Tensor, nn
 
 from medseg.errors import PlanError
 from medseg.networks import landmark_heads
+from medseg.networks.attention_unet import attention_unet
 from medseg.networks.distance_head import distance
+from medseg.networks.fcn import fcn
+from medseg.networks.gra_unet import gra_unet
 from medseg.networks.heads import segmentation
+from medseg.networks.mel_net import mel_net
+from medseg.networks.multi_scale import multi_scale_unet
 from medseg.networks.unet import resenc_unet, unet
+from medseg.networks.unpool import unpool_unet
+from medseg.networks.vnet import vnet
 from medseg.plugins import resolve
 from medseg.types.plan import Network
 from medseg.types.tensors import NetworkOutput
 
 BuildBackbone = Callable[..., nn.Module]
 BuildHead = Callable[..., nn.Module]
-BACKBONES: Mapping[str, BuildBackbone] = {"unet": unet, "resenc_unet": resenc_unet}
+BACKBONES: Mapping[str, BuildBackbone] = {
+    "unet": unet,
+    "resenc_unet": resenc_unet,
+    "vnet": vnet,
+    "attention_unet": attention_unet,
+    "gra_unet": gra_unet,
+    "unpool_unet": unpool_unet,
+    "multi_scale_unet": multi_scale_unet,
+    "mel_net": mel_net,
+    "fcn": fcn,
+}
 HEADS: Mapping[str, BuildHead] = {
     "segmentation": segmentation,
     "dsnt": landmark_heads.dsnt,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from medseg.errors import PlanError
-from medseg.networks.blocks.attention import after_stage, on_skip
+from medseg.networks.blocks.attention import ATTENTION, after_stage, on_skip
 from medseg.networks.blocks.conv import ActKind, ConvNormAct, NormKind, Style, initialise, up_conv
 from medseg.networks.blocks.norm_act import concatenate
 from medseg.networks.encoders import BuildStage, plain, stage_kind
@@ -107,6 +107,14 @@ def stages_of(build: BuildStage, sizes: Sizes, in_channels: int, style: Style) -
         stages.append(stage)
         inputs = channels
     return stages
+
+
+def refuse_gates(style: Style) -> None:
+    """Raise PlanError for attention on skips, for networks without skips."""
+    kind = ATTENTION.get(style.attention)
+    if kind is not None and kind.place == "skip":
+        hint = "use none, or attention that is no gate"
+        raise PlanError(f'"{style.attention}" gates skips, there are none', where="network.options", hint=hint)
 
 
 class UNet(nn.Module):

@@ -1,0 +1,62 @@
+"""U-Net that sees the image again at every scale, 2D or 3D by topology (Fu 2018, Kim 2018)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medseg.networks.blocks.conv import ActKind, ConvNormAct, NormKind, Style, initialise
+from medseg.networks.encoders import plain
+from medseg.networks.unet import Sizes, UNet
+from medseg.types.plan import Topology
+
+
+def multi_scale_unet(
+    topology: Topology,
+    *,
+    in_channels: int,
+    decoder_blocks: int = 2,
+    norm: NormKind = "instance",
+    act: ActKind = "leaky_relu",
+    attention: str = "none",
+    dropout: float = 0.0,
+) -> nn.Module:
+    """U-Net whose stages take the finer stage's maxima together with one convolution of the averaged image.
+
+    Takes any image whose size is a multiple of `topology.divisor()`.
+    """
+    style, sizes = Style(norm, act, attention, dropout), Sizes(topology)
+    network = MultiScaleUNet(in_channels, sizes, decoder_blocks, style)
+    initialise(network)
+    return network
+
+
+class MultiScaleUNet(nn.Module):
+    """Encoder stages with pooling between them, an image pyramid that joins before each, and a U-Net's decoder."""
+
+    def __init__(self, in_channels: int, sizes: Sizes, decoder_blocks: int, style: Style) -> None:
+        super().__init__()
+        stages: list[nn.Module] = []
+        self.pyramid = nn.ModuleList()
+        inputs = in_channels
+        for channels, stride, kernel, blocks in sizes.stages():
+            ones = (1,) * len(stride)
+            if stages:
+                self.pyramid.append(ConvNormAct(in_channels, channels, kernel, ones, style))
+                inputs += channels
+            stages.append(plain(inputs, channels, kernel, ones, blocks, style))
+            inputs = channels
+        self.unet = UNet(stages, sizes, decoder_blocks, style)
+        self.feature_channels = self.unet.feature_channels
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        sizes = self.unet.sizes
+        sizes.check(image.shape[2:])
+        average = F.avg_pool2d if image.dim() == 4 else F.avg_pool3d
+        maximum = F.max_pool2d if image.dim() == 4 else F.max_pool3d
+        x, skips = self.unet.encoder[0](image), []
+        for k, convs in enumerate(self.pyramid, 1):
+            skips.append(x)
+            stride = tuple(sizes.strides[k])
+            image = average(image, stride, stride)
+            x = self.unet.encoder[k](torch.cat([maximum(x, stride, stride), convs(image)], 1))
+        return self.unet.decode([*skips, x])
