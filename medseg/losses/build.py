@@ -8,8 +8,15 @@ from torch import Tensor
 
 from medseg.errors import PlanError
 from medseg.losses import landmarks
+from medseg.losses.cldice import cldice
+from medseg.losses.cross_entropy import pixel_cross_entropy, weighted_cross_entropy
 from medseg.losses.dice import cross_entropy, dice, dice_ce
 from medseg.losses.distance import distance
+from medseg.losses.focal import focal
+from medseg.losses.ohem import ohem
+from medseg.losses.overlap import focal_tversky, generalised_dice, tversky
+from medseg.losses.scales import at_scale, scale_weights
+from medseg.losses.sides import object_boundary, side
 from medseg.losses.stage_wise import bce_batch_dice
 from medseg.plugins import resolve
 from medseg.types.plan import LossTerm
@@ -20,6 +27,14 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "dice_ce": dice_ce,
     "dice": dice,
     "cross_entropy": cross_entropy,
+    "weighted_cross_entropy": weighted_cross_entropy,
+    "pixel_cross_entropy": pixel_cross_entropy,
+    "focal": focal,
+    "ohem": ohem,
+    "generalised_dice": generalised_dice,
+    "tversky": tversky,
+    "focal_tversky": focal_tversky,
+    "cldice": cldice,
     "bce_batch_dice": bce_batch_dice,
 }
 # Terms of the whole output: of heads other than segmentation.
@@ -27,6 +42,8 @@ WHOLE_LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "dsnt": landmarks.dsnt,
     "heatmap": landmarks.heatmap,
     "distance": distance,
+    "side": side,
+    "object_boundary": object_boundary,
 }
 
 
@@ -95,32 +112,6 @@ class _Part:
         """The term in float32, before its weight, over all that it sees."""
         with torch.autocast(seen[0][2].image.device.type, enabled=False):
             return torch.stack([share * self.term(output, batch) for share, output, batch in seen]).sum()
-
-
-def scale_weights(scales: int) -> tuple[float, ...]:
-    """Share of each decoder scale, finest first.
-
-    >>> scale_weights(3)
-    (0.6666666666666666, 0.3333333333333333, 0.0)
-    """
-    halves = [0.5**i for i in range(scales)]
-    if scales > 1:
-        halves[-1] = 0.0
-    return tuple(half / sum(halves) for half in halves)
-
-
-def at_scale(batch: Batch, size: Sequence[int]) -> Batch:
-    """The batch with its target (not its image) at another size: the nearest voxel's value."""
-    target = batch.target
-    spacing = list(batch.spacing or ())
-    for axis, new in enumerate(size, start=2):
-        old = target.shape[axis]
-        if old != new:
-            centres = (torch.arange(new, device=target.device) + 0.5) * (old / new)
-            target = target.index_select(axis, centres.long())
-            if spacing:
-                spacing[axis - 2] *= old / new
-    return replace(batch, target=target, spacing=tuple(spacing) or None)
 
 
 def _names(terms: Sequence[LossTerm]) -> list[str]:

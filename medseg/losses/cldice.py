@@ -1,0 +1,95 @@
+"""Overlap of centre lines: keeps thin structures (canals, vessels, lines) in one piece. At one scale.
+
+`target.py` says what targets mean.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from medseg.errors import PlanError
+from medseg.losses.target import WHERE, are_regions, logits_and_target
+from medseg.types.tensors import Batch, NetworkOutput
+
+
+def cldice(
+    output: NetworkOutput,
+    batch: Batch,
+    *,
+    iterations: int = 3,
+    classes: Sequence[int] | None = None,
+    batch_dice: bool = False,
+    smooth: float = 1.0,
+) -> Tensor:
+    """One minus the mean centre-line Dice (Shit 2021) of the classes present.
+
+    The harmonic mean of the share of the predicted centre line inside the reference and of the reference's inside the
+    prediction. `classes` are places in the plan's list of labels, the first is 1; None takes all. `iterations` is the
+    half width in voxels of the thickest structure; thicker ones keep a core instead of a line. Along an axis whose
+    voxels are more than twice as long as the finest ones nothing is thinned.
+    """
+    if iterations < 0:
+        raise PlanError(f"iterations {iterations}", where=WHERE, hint="0 or more")
+    logits, target = logits_and_target(output, batch)
+    predicted, reference = _chosen(logits, target, classes)
+    spacing = batch.spacing or (1.0,) * (target.dim() - 2)
+    axes = [axis for axis, step in enumerate(spacing) if step <= 2 * min(spacing)]
+    line, true_line = soft_skeleton(predicted, axes, iterations), soft_skeleton(reference, axes, iterations)
+    over = tuple(range(2, target.dim()))
+    inside, found = (line * reference).sum(over), (true_line * predicted).sum(over)
+    sums = inside, line.sum(over), found, true_line.sum(over), reference.sum(over)
+    inside, lines, found, true_lines, volume = (s.sum(0, keepdim=True) if batch_dice else s for s in sums)
+    precision, sensitivity = (inside + smooth) / (lines + smooth), (found + smooth) / (true_lines + smooth)
+    score = 2 * precision * sensitivity / (precision + sensitivity).clamp_min(1e-8)
+    present = volume > 0
+    return ((1 - score) * present).sum() / present.sum().clamp_min(1)
+
+
+def soft_skeleton(mask: Float[Tensor, "b k *s"], axes: Sequence[int], iterations: int) -> Float[Tensor, "b k *s"]:
+    """The centre lines of masks with values from 0 to 1: what opening removes, gathered while the mask is eroded.
+
+    `axes` are the spatial axes that count as neighbours.
+    """
+    line = F.relu(mask - _opened(mask, axes))
+    for _ in range(iterations):
+        mask = _eroded(mask, axes)
+        new = F.relu(mask - _opened(mask, axes))
+        line = line + F.relu(new - line * new)
+    return line
+
+
+def _chosen(logits: Tensor, target: Tensor, classes: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+    """Scores and reference (b, n, *s) of the chosen classes, 0 where ignored."""
+    regions = are_regions(logits, target)
+    number = logits.shape[1] - (0 if regions else 1)
+    wanted = list(range(1, number + 1)) if classes is None else list(classes)
+    if not wanted or min(wanted) < 1 or max(wanted) > number:
+        raise PlanError(f"classes {wanted} of {number}", where=WHERE, hint=f"1 to {number}, in the order of the labels")
+    if regions:
+        channels = [c - 1 for c in wanted]
+        part = target[:, channels]
+        return logits[:, channels].sigmoid() * (part >= 0), (part > 0).float()
+    reference = torch.cat([target == c for c in wanted], dim=1).float()
+    return logits.softmax(1)[:, wanted] * (target >= 0), reference
+
+
+def _opened(mask: Tensor, axes: Sequence[int]) -> Tensor:
+    return _pool(_eroded(mask, axes), [3 if axis in axes else 1 for axis in range(mask.dim() - 2)])
+
+
+def _eroded(mask: Tensor, axes: Sequence[int]) -> Tensor:
+    """The least of a voxel and its neighbours along each axis."""
+    least = mask
+    for axis in axes:
+        kernel = [3 if other == axis else 1 for other in range(mask.dim() - 2)]
+        least = torch.minimum(least, -_pool(-mask, kernel))
+    return least
+
+
+def _pool(mask: Tensor, kernel: list[int]) -> Tensor:
+    pool = F.max_pool3d if len(kernel) == 3 else F.max_pool2d
+    pooled: Tensor = pool(mask, kernel, 1, [n // 2 for n in kernel])
+    return pooled

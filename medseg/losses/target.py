@@ -1,0 +1,82 @@
+"""What logits and a target say together: classes or regions, which voxels count, and their sums.
+
+Logits are (b, k, *s), a target (b, r, *s): k == r are regions (one sigmoid each), r == 1 and k > 1 are classes
+(softmax over background and k - 1 classes). A target of -1 is ignored: in regions per channel, in classes per voxel.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from medseg.errors import PlanError
+from medseg.types.tensors import Batch, NetworkOutput
+
+WHERE = "training.losses"
+
+
+def logits_and_target(output: NetworkOutput, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The finest logits in float32 and the target of their size; raises PlanError where they do not fit."""
+    logits, target = output.logits[0], batch.target
+    if logits.shape[2:] != target.shape[2:] or target.shape[1] not in (1, logits.shape[1]):
+        raise PlanError(
+            f"logits {tuple(logits.shape)} do not fit a target {tuple(target.shape)}",
+            where=WHERE,
+            hint="one target channel for classes, one per logit for regions",
+        )
+    return logits.float(), target
+
+
+def are_regions(logits: Tensor, target: Tensor) -> bool:
+    """Whether every logit is a region of its own."""
+    return logits.shape[1] == target.shape[1]
+
+
+def voxel_cross_entropy(logits: Tensor, target: Tensor) -> tuple[Float[Tensor, "b r *s"], Bool[Tensor, "b r *s"]]:
+    """Cross-entropy of every voxel (of every channel of regions), 0 where ignored, and which of them count."""
+    counts = target >= 0
+    if are_regions(logits, target):
+        losses = F.binary_cross_entropy_with_logits(logits, target.clamp_min(0).float(), reduction="none")
+        return losses * counts, counts
+    return F.cross_entropy(logits, target[:, 0].long(), ignore_index=-1, reduction="none")[:, None], counts
+
+
+def overlap_sums(logits: Tensor, target: Tensor, *, background: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over voxels of p * y, p and y, each (b, channels); `background` keeps that of classes as the first."""
+    if are_regions(logits, target):
+        return _region_sums(logits, target)
+    both, predicted, reference = _class_sums(logits, target)
+    first = 0 if background else 1
+    return both[:, first:], predicted[:, first:], reference[:, first:]
+
+
+def per_class(values: Sequence[float] | None, channels: int, *, name: str) -> Sequence[float] | None:
+    """The option `name`, one number from 0 per channel; raises PlanError for any other count or sign."""
+    if values is not None and (len(values) != channels or min(values) < 0):
+        hint = f"give {channels} numbers from 0: of background and every class, or of every region"
+        raise PlanError(f"{name} {list(values)} for {channels} logits", where=WHERE, hint=hint)
+    return values
+
+
+def _region_sums(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    axes = tuple(range(2, logits.dim()))
+    counts, inside = target >= 0, target > 0
+    p = logits.sigmoid()
+    return (p * inside).sum(axes), (p * counts).sum(axes), inside.sum(axes).float()
+
+
+def _class_sums(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Without a one-hot target."""
+    samples, k = logits.shape[:2]
+    p = logits.softmax(1).flatten(2)
+    classes = target.flatten(1).long()
+    counts = classes >= 0
+    index = classes.clamp_min(0)
+    own = p.gather(1, index[:, None])[:, 0] * counts
+    empty = p.new_zeros(samples, k)
+    both = empty.scatter_add(1, index, own)
+    reference = empty.scatter_add(1, index, counts.float())
+    predicted = torch.einsum("bkn,bn->bk", p, counts.float())
+    return both, predicted, reference
