@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from medseg.workflow.convert import convert as convert
     from medseg.workflow.evaluate import evaluate as evaluate
     from medseg.workflow.inspect import inspect as inspect
+    from medseg.workflow.networks import list_networks as list_networks
     from medseg.workflow.overlays import overlay_png as overlay_png
     from medseg.workflow.plan import plan as plan
     from medseg.workflow.predict import PredictOptions as PredictOptions
@@ -82,6 +83,7 @@ _HOMES = {
     "medseg.workflow.convert": ("convert",),
     "medseg.workflow.evaluate": ("evaluate",),
     "medseg.workflow.inspect": ("inspect",),
+    "medseg.workflow.networks": ("list_networks",),
     "medseg.workflow.overlays": ("overlay_png",),
     "medseg.workflow.plan": ("plan",),
     "medseg.workflow.predict": ("PredictOptions", "load_model", "predict_folder"),

@@ -10,7 +10,7 @@ from types import FrameType
 from cyclopts import App, CycloptsError, MissingArgumentError
 
 from medseg import __version__
-from medseg.cli import convert, models, network, prediction, scans, training
+from medseg.cli import catalogue, convert, models, network, prediction, scans, training
 from medseg.cli.terms import INTERRUPTED, OK, TERMINATED, USAGE, complain
 from medseg.errors import Interrupted, MedsegError
 from medseg.io.quiet import quiet_libraries
@@ -38,6 +38,7 @@ for command in (
     convert.convert,
     network.listen,
     training.report,
+    catalogue.networks,
 ):
     app.command(command)
 app.command(models.model)

@@ -38,10 +38,14 @@ def plan(
     hours: float | None = None,
     device: Device = "auto",
     preset: str = "unet",
+    option: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    head: Annotated[tuple[str, ...], Parameter(negative="")] = (),
 ) -> int:
     """Measure a data set and write fingerprint.json and one plan-<configuration>.json per network worth training.
 
     Example: medseg plan DATA --vram 8 --hours 2 -o RUN
+
+    Example: medseg plan DATA --vram 8 --preset gg_net --option norm=switchable --option attention=cbam -o RUN
 
     Parameters
     ----------
@@ -56,15 +60,22 @@ def plan(
     hours
         Time to train one fold on the device; a training step is measured to keep it.
     preset
-        "unet" or "resenc" (residual encoder).
+        Family of networks: "unet", "resenc" (residual encoder), or a backbone that `medseg networks` lists.
+    option
+        name=value of the network, or head.name=value, loss.<loss>.name=value; repeat for more.
+    head
+        A head beside those that the data call for; "heatmap" takes the place of "dsnt"; repeat for more.
     """
     from medseg.cli.progress import shown_progress
+    from medseg.planning.design import read_options
     from medseg.types.plan import Budget
     from medseg.workflow import plan as job
 
+    options = read_options(option)
+
     budget = Budget(vram_gib=vram, ram_gib=ram, hours=hours, device=None if device == "auto" else device)
     with shown_progress() as report:
-        plans = job.plan(dataset, out, budget=budget, preset=preset, report=report)
+        plans = job.plan(dataset, out, budget=budget, preset=preset, options=options, heads=head, report=report)
     for made in plans:
         show(job.explain(made))
     return OK

@@ -1,19 +1,24 @@
 """medseg plan: measure a data set, decide, write the plans."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from medseg.io.datasets import read_dataset
 from medseg.io.records import write_record
+from medseg.planning.design import Wishes
 from medseg.planning.fingerprint import measure_dataset
 from medseg.planning.planner import make_plans
 from medseg.types.fingerprint import Fingerprint
-from medseg.types.plan import Budget, Network, Plan, Sampling, Training
+from medseg.types.plan import Budget, Network, Options, Plan, Sampling, Training
 from medseg.types.progress import Report, silent
 
 if TYPE_CHECKING:
     from medseg.planning.fit import SecondsOf
+
+NO_OPTIONS: Options = MappingProxyType({})
 
 
 def plan(
@@ -22,22 +27,26 @@ def plan(
     *,
     budget: Budget,
     preset: str = "unet",
+    options: Options = NO_OPTIONS,
+    heads: Sequence[str] = (),
     workers: int | None = None,
     report: Report = silent,
 ) -> tuple[Plan, ...]:
     """Measure the data set and write `fingerprint.json` and `plan-<config>.json` to `out`.
 
-    Where the budget has hours, training steps are timed on its device (as chosen by "auto" if None) and the time is
-    recorded in the plan. Plans of an earlier run in `out` that no longer apply are removed. Raises DatasetError or
-    BudgetError.
+    `options` are those of the network (of a head or loss as "head.option" or "loss.<loss>.option"), `heads` come on top
+    of those that the data call for ("heatmap" takes the place of "dsnt"). Where the budget has hours, training steps
+    are timed on its device (as chosen by "auto" if None) and the time is recorded in the plan. Plans of an earlier run
+    in `out` that no longer apply are removed. Raises DatasetError or BudgetError, or PlanError for names and options
+    that no part of the network has.
     """
-    out = Path(out)
+    out, wishes = Path(out), Wishes(options, tuple(heads))
     fingerprint = measure_dataset(read_dataset(dataset), workers=workers, report=report)
     if budget.hours is None:
-        plans = make_plans(fingerprint, budget, preset)
+        plans = make_plans(fingerprint, budget, preset, wishes=wishes)
     else:
         budget, seconds_of = _stopwatch(fingerprint, budget)
-        plans = make_plans(fingerprint, budget, preset, seconds_of=seconds_of)
+        plans = make_plans(fingerprint, budget, preset, wishes=wishes, seconds_of=seconds_of)
     write_record(fingerprint, out / "fingerprint.json")
     written = {f"plan-{config_name(made)}.json": made for made in plans}
     for name, made in written.items():
@@ -64,6 +73,8 @@ def explain(plan: Plan) -> str:
         "preprocess.crop": plan.preprocess.crop,
         "preprocess.intensity": ", ".join(step.use for step in plan.preprocess.intensity),
         "network.topology": f"{plan.network.use} {topology.ndim}D, channels {' '.join(map(str, topology.channels))}",
+        "network.heads": ", ".join(step.use for step in plan.network.heads),
+        "network.options": ", ".join(f"{name} {value}" for name, value in plan.network.options.items()) or "defaults",
         "sampling.patch": " x ".join(map(str, sampling.patch)),
         "sampling.batch": str(sampling.batch),
         "training.losses": " + ".join(f"{term.weight:g} {term.use}" for term in training.losses),

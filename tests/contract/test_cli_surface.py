@@ -4,7 +4,7 @@ from medseg.cli.app import app, main
 
 SURFACE = {
     "check": {"DATASET"},
-    "plan": {"DATASET", "--vram", "--out", "-o", "--ram", "--hours", "--device", "--preset"},
+    "plan": {"DATASET", "--vram", "--out", "-o", "--ram", "--hours", "--device", "--preset", "--option", "--head"},
     "inspect": {"PATH", "--json", "--keep-identifiers"},
     "train": {"PLAN", "DATASET", "--out", "-o", "--fold", "--device", "--tensorboard"},
     "predict": {
@@ -35,6 +35,7 @@ SURFACE = {
     "model show": {"BUNDLE", "--json"},
     "convert": {"SOURCE", "--out", "-o", "--series", "--part", "--channels", "--spacing"},
     "report": {"RUN", "DATASET", "--out", "-o"},
+    "networks": {"--kind", "--json"},
 }
 
 
