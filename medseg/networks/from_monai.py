@@ -1,0 +1,167 @@
+"""Networks of MONAI as backbones: their last convolution makes way for the plan's heads.
+
+MONAI takes seconds to import and is no dependency: the builders import it, and say so where it is missing. Norms,
+activations and kernels are MONAI's; of the topology only what a builder names is used.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medseg.errors import PlanError
+from medseg.types.plan import Topology
+
+
+def segresnet(topology: Topology, *, in_channels: int, dropout: float = 0.0) -> nn.Module:
+    """SegResNet without its autoencoder (Myronenko 2018).
+
+    Stages, blocks per stage and the channels of the first stage are the topology's; channels double per stage. Raises
+    PlanError unless every stage but the first halves every axis, or if MONAI is missing.
+    """
+    _halving(topology, "segresnet")
+    with _needed("segresnet"):
+        from monai.networks.nets.segresnet import SegResNet
+    base = topology.channels[0]
+    network: Any = SegResNet(
+        spatial_dims=topology.ndim,
+        init_filters=base,
+        in_channels=in_channels,
+        norm=("GROUP", {"num_groups": _largest_divisor(base, 8)}),
+        dropout_prob=dropout or None,
+        blocks_down=topology.blocks,
+        blocks_up=(1,) * (len(topology.blocks) - 1),
+    )
+    network.conv_final[-1] = nn.Identity()
+    return FromMonai(network, (base,), topology.divisor()[3 - topology.ndim :])
+
+
+def swin_unetr(
+    topology: Topology,
+    *,
+    in_channels: int,
+    depths: Sequence[int] = (2, 2, 2, 2),
+    heads: Sequence[int] = (3, 6, 12, 24),
+    window: int = 7,
+    v2: bool = False,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+) -> nn.Module:
+    """Swin UNETR: shifted-window attention in the encoder, convolutions in the decoder (Hatamizadeh 2022).
+
+    It halves every axis five times whatever the topology says, and pads images to multiples of 32 inside; the feature
+    size is the multiple of 12 nearest to the channels of the first stage. Raises PlanError if MONAI is missing.
+    """
+    with _needed("swin_unetr"):
+        import einops  # noqa: F401  # MONAI finds out too late
+        from monai.networks.nets.swin_unetr import SwinUNETR
+    size = max(12, 12 * round(topology.channels[0] / 12))
+    network: Any = SwinUNETR(
+        in_channels=in_channels,
+        out_channels=1,
+        depths=tuple(depths),
+        num_heads=tuple(heads),
+        window_size=window,
+        feature_size=size,
+        drop_rate=dropout,
+        dropout_path_rate=drop_path,
+        spatial_dims=topology.ndim,
+        use_v2=v2,
+    )
+    network.out = nn.Identity()
+    return FromMonai(network, (size,), (32,) * topology.ndim)
+
+
+def mednext(
+    topology: Topology, *, in_channels: int, expansion: int = 2, kernel: int = 3, response_norm: bool = False
+) -> nn.Module:
+    """MedNeXt: inverted bottlenecks with large depthwise kernels in every stage and between them (Roy 2023).
+
+    Stages, blocks per stage and the channels of the first stage are the topology's; channels double per stage. Raises
+    PlanError unless every stage but the first halves every axis, or if MONAI is missing.
+    """
+    _halving(topology, "mednext")
+    with _needed("mednext"):
+        from monai.networks.nets.mednext import MedNeXt
+    *blocks, bottom = topology.blocks
+    network: Any = MedNeXt(
+        spatial_dims=topology.ndim,
+        init_filters=topology.channels[0],
+        in_channels=in_channels,
+        encoder_expansion_ratio=expansion,
+        decoder_expansion_ratio=expansion,
+        bottleneck_expansion_ratio=expansion,
+        kernel_size=kernel,
+        deep_supervision=True,
+        use_residual_connection=True,
+        blocks_down=blocks,
+        blocks_bottleneck=bottom,
+        blocks_up=blocks[::-1],
+        global_resp_norm=response_norm,
+    )
+    network.out_0 = nn.Identity()
+    network.out_blocks = nn.ModuleList(nn.Identity() for _ in blocks)
+    channels = tuple(topology.channels[0] << k for k in range(len(blocks)))
+    return FromMonai(network, channels, topology.divisor()[3 - topology.ndim :])
+
+
+class FromMonai(nn.Module):
+    """A network whose results are features, finest first; images are padded to multiples of `divisor` for it.
+
+    The padding repeats the last voxel at the end of an axis and is cut off the features. Where nothing but one voxel
+    would be left at the coarsest stage, the last axis is padded to two: norms need them.
+    """
+
+    def __init__(self, network: nn.Module, feature_channels: tuple[int, ...], divisor: Sequence[int]) -> None:
+        super().__init__()
+        self.network = network
+        self.feature_channels = feature_channels
+        self.divisor = tuple(divisor)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        size = image.shape[2:]
+        padding = [-n % d for n, d in zip(size, self.divisor, strict=True)]
+        if all(n + p == d for n, p, d in zip(size, padding, self.divisor, strict=True)):
+            padding[-1] += self.divisor[-1]
+        if any(padding):
+            image = F.pad(image, [n for end in reversed(padding) for n in (0, end)], mode="replicate")
+        found = self.network(image)
+        features = found if isinstance(found, tuple) else (found,)
+        return tuple(
+            feature[
+                (..., *(slice(n * f // p) for n, f, p in zip(size, feature.shape[2:], image.shape[2:], strict=True)))
+            ]
+            for feature in features[: len(self.feature_channels)]
+        )
+
+
+@contextmanager
+def _needed(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or "monai").partition(".")[0]
+        raise PlanError(
+            f'"{name}" needs {package}, which is not installed',
+            where="network.use",
+            hint="pip install medseg[monai], or use another network",
+        ) from error
+
+
+def _halving(topology: Topology, name: str) -> None:
+    """Raise PlanError unless every stage but the first halves every axis."""
+    skip = 3 - topology.ndim
+    strides = [row[skip:] for row in topology.strides]
+    wanted = [(1,) * topology.ndim] + [(2,) * topology.ndim] * (len(strides) - 1)
+    if strides != wanted or len(strides) < 2:
+        raise PlanError(
+            f'"{name}" halves every axis at every stage but the first, not {strides}',
+            where="network.topology.strides",
+            hint="use unet, or strides of 2 in two stages or more",
+        )
+
+
+def _largest_divisor(channels: int, most: int) -> int:
+    return next(n for n in range(min(channels, most), 0, -1) if channels % n == 0)

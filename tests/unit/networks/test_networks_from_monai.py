@@ -1,0 +1,107 @@
+"""Adapters: MONAI's own results, any size of the plan, and what is said where MONAI or a stride does not fit."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from medseg.errors import PlanError
+from medseg.networks.build import build_network
+from medseg.types.plan import Network, Topology
+
+NAMES = ["segresnet", "swin_unetr", "mednext"]
+
+
+def _topology(ndim: int, channels: tuple[int, ...] = (12, 24)) -> Topology:
+    flat = (1, 2, 2) if ndim == 2 else (2, 2, 2)
+    kernel = (1, 3, 3) if ndim == 2 else (3, 3, 3)
+    stages = len(channels)
+    return Topology(ndim, channels, ((1, 1, 1), *(flat,) * (stages - 1)), (kernel,) * stages, (1,) * stages)
+
+
+def _build(use: str, topology: Topology, **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    return build_network(Network(use, topology, options=options), channels=2, outputs=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("use", NAMES)
+def test_logits_have_the_size_of_the_image_and_every_weight_learns(use: str, ndim: int) -> None:
+    network = _build(use, _topology(ndim))
+    size = (4, 6, 2)[:ndim]  # multiples of the plan's divisor, not of what Swin UNETR needs
+    finest = network(torch.randn(1, 2, *size)).logits[0]
+    assert finest.shape == (1, 3, *size)
+    finest.square().sum().backward()
+    assert [n for n, p in network.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_mednext_gives_the_features_of_every_decoder_stage(ndim: int) -> None:
+    network = _build("mednext", _topology(ndim, (4, 8, 16)))
+    sizes = [tuple(t.shape[2:]) for t in network(torch.randn(1, 2, *(8, 4, 4)[:ndim])).logits]
+    assert sizes == [(8, 4, 4)[:ndim], (4, 2, 2)[:ndim]]
+    assert network.backbone.feature_channels == (4, 8)
+
+
+@pytest.mark.parametrize("use", ["segresnet", "mednext", "swin_unetr"])
+def test_the_numbers_are_those_of_monai(use: str) -> None:
+    from monai.networks import nets
+
+    network = _build(use, _topology(2)).eval()
+    torch.manual_seed(1)
+    kinds = {
+        "segresnet": lambda: nets.SegResNet(
+            2, 12, 2, 3, norm=("GROUP", {"num_groups": 6}), blocks_down=(1, 1), blocks_up=(1,)
+        ),
+        "mednext": lambda: nets.MedNeXt(
+            2,
+            12,
+            2,
+            3,
+            kernel_size=3,
+            use_residual_connection=True,
+            blocks_down=[1],
+            blocks_bottleneck=1,
+            blocks_up=[1],
+        ),
+        "swin_unetr": lambda: nets.SwinUNETR(2, 3, feature_size=12, spatial_dims=2),
+    }
+    theirs = kinds[use]().eval()
+    last = {"segresnet": "conv_final.2.conv", "mednext": "out_0.conv_out", "swin_unetr": "out.conv.conv"}[use]
+    weights = theirs.state_dict()
+    head = {k: weights.pop(f"{last}.{k}") for k in ("weight", "bias")}
+    network.backbone.network.load_state_dict(weights)
+    head["weight"] = head["weight"].movedim(0, 1) if use == "mednext" else head["weight"]  # theirs is transposed
+    network.heads[0].convs[0].load_state_dict(head)
+    image = torch.randn(2, 2, 32, 64)
+    torch.testing.assert_close(network(image).logits[0], theirs(image), rtol=1e-4, atol=1e-4)
+
+
+def test_padding_repeats_the_border_and_is_cut_off() -> None:
+    network = _build("swin_unetr", _topology(2)).eval()
+    image = torch.randn(1, 2, 30, 64)
+    padded = torch.cat([image, image[:, :, -1:].expand(-1, -1, 2, -1)], 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(image).logits[0], network(padded).logits[0][:, :, :30])
+
+
+@pytest.mark.parametrize("use", ["segresnet", "mednext"])
+def test_strides_that_monais_network_does_not_have_are_refused(use: str) -> None:
+    kernels = ((3, 3, 3), (3, 3, 3))
+    with pytest.raises(PlanError, match="halves every axis"):
+        _build(use, Topology(3, (8, 16), ((1, 1, 1), (1, 2, 2)), kernels, (1, 1)))
+    with pytest.raises(PlanError, match="halves every axis"):
+        _build(use, Topology(3, (8,), ((1, 1, 1),), ((3, 3, 3),), (1,)))
+
+
+@pytest.mark.parametrize("use", NAMES)
+def test_without_monai_the_error_says_what_to_install(use: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, f"monai.networks.nets.{use}", None)
+    with pytest.raises(PlanError, match=r"needs monai.*medseg\[monai\]"):
+        _build(use, _topology(2))
+
+
+@pytest.mark.parametrize(("channels", "size"), [(4, 12), (12, 12), (32, 36), (48, 48)])
+def test_the_feature_size_of_swin_unetr_is_a_multiple_of_twelve(channels: int, size: int) -> None:
+    assert _build("swin_unetr", _topology(2, (channels, 24))).backbone.feature_channels == (size,)
