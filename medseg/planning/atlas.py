@@ -1,5 +1,7 @@
 """Small pictures of a scan over its own extent, for comparing scans of any size."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float64, Shaped
 from scipy.ndimage import find_objects
@@ -31,7 +33,8 @@ def label_atlas(
         else:
             cut = [weight[:, part] for weight, part in zip(weights, box, strict=True)]
             parts[value] = _weighted(labels[box] == value, cut)
-    return np.stack([sum((parts[value] for value in values), np.zeros(shape)) for values in classes])
+    pictures = [sum((parts[value] for value in values), np.zeros(shape)) for values in classes]
+    return np.stack(pictures) if pictures else np.zeros((0, *shape))
 
 
 def standardised(picture: Float64[np.ndarray, "*s"]) -> Float64[np.ndarray, "*s"]:
@@ -42,17 +45,20 @@ def standardised(picture: Float64[np.ndarray, "*s"]) -> Float64[np.ndarray, "*s"
     return centred / size if size > tiny else np.zeros_like(picture)
 
 
-def mirror_overlap(atlas: Float64[np.ndarray, "k d h w"]) -> Vec3:
+def mirror_overlap(atlas: Float64[np.ndarray, "k d h w"], partners: Sequence[int] = ()) -> Vec3:
     """Per axis (z, y, x), the share of the least symmetric class that lies on its own mirror image.
 
     Sum of min(p, flip p) over sum of p: 1 = symmetric; 0 where no class is anywhere. One left and one right class
-    among many symmetric ones give 0.
+    among many symmetric ones give 0; along x, each lies on the mirror image of the other if `partners` says for every
+    class which one that is.
     """
-    present = atlas[atlas.sum(axis=(1, 2, 3)) > 0]
-    if not len(present):
+    total = atlas.sum(axis=(1, 2, 3))
+    present = total > 0
+    if not present.any():
         return 0.0, 0.0, 0.0
-    total = present.sum(axis=(1, 2, 3))
-    z, y, x = (float((np.minimum(present, np.flip(present, a)).sum(axis=(1, 2, 3)) / total).min()) for a in (1, 2, 3))
+    pairs = np.stack([atlas, atlas, atlas[list(partners)] if len(partners) else atlas])
+    shared = [np.minimum(atlas, np.flip(pairs[axis], axis + 1)).sum(axis=(1, 2, 3)) for axis in range(3)]
+    z, y, x = (float((share[present] / total[present]).min()) for share in shared)
     return z, y, x
 
 

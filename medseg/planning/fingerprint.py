@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Shaped
 
 from medseg.errors import DatasetError, MedsegError
+from medseg.io.dataset_points import read_points
 from medseg.io.pairs import in_order, read_pair
 from medseg.planning.atlas import label_atlas, mirror_correlation, mirror_overlap, pooled, standardised
 from medseg.planning.intensity_stats import intensity_stats, rounded, sample_voxels
@@ -18,7 +19,9 @@ from medseg.types.dataset import Case, Dataset
 from medseg.types.fingerprint import CaseFingerprint, Fingerprint
 from medseg.types.geometry import Size3, Vec3
 from medseg.types.image import Image, LabelMap
+from medseg.types.labels import Labels
 from medseg.types.progress import Progress, Report, silent
+from medseg.types.sides import paired_names, swapped_order
 
 T = TypeVar("T")
 ATLAS = 32
@@ -30,7 +33,10 @@ _ORDERS = {"LPS": (0, 1, 2), "LSP": (1, 0, 2), "PSL": (2, 0, 1)}
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """One case along its axes z, y, x in LPS (as stored if `flat`); `sample` holds foreground voxels only."""
+    """One case along its axes z, y, x in LPS (as stored if `flat`).
+
+    `sample` holds foreground voxels only, or any where there are no classes.
+    """
 
     case: CaseFingerprint
     unit: Literal["mm", "px"]
@@ -103,7 +109,8 @@ def measure_case(case_id: str, image: Image, labels: LabelMap, *, flat: bool = F
     )
     boxes = (1 if flat else ATLAS, ATLAS, ATLAS)
     grey = np.mean([standardised(pooled(channel, boxes)) for channel in array], axis=0)
-    return Measurement(case, geometry.unit, flat, sample), Pictures(label_atlas(target, classes, boxes), grey)
+    pooled_sample = sample if classes else seen
+    return Measurement(case, geometry.unit, flat, pooled_sample), Pictures(label_atlas(target, classes, boxes), grey)
 
 
 def common_orientation(spacings_mm: Sequence[Vec3]) -> str:
@@ -140,7 +147,11 @@ def _measure_all(
 def _read_and_measure(dataset: Dataset, case: Case, *, keep_flat: bool) -> tuple[Measurement, Pictures] | str:
     try:
         image, labels = read_pair(case, dataset)
-        return measure_case(case.id, image, labels, flat=keep_flat and image.geometry.shape[0] == 1)
+        places = image.geometry.to_voxels(read_points(case, dataset))
+        inside = np.all((places >= -0.5) & (places <= np.array(image.geometry.shape) - 0.5), axis=1)
+        one, pictures = measure_case(case.id, image, labels, flat=keep_flat and image.geometry.shape[0] == 1)
+        placed = tuple(name for name, there in zip(dataset.landmarks, inside, strict=True) if there)
+        return replace(one, case=replace(one.case, landmarks=placed)), pictures
     except MedsegError as problem:
         text = str(problem)
         return text if case.id in text else f"{case.id}: {text}"
@@ -162,9 +173,18 @@ def _summary(dataset: Dataset, measured: Sequence[Measurement], sums: Pictures) 
         orientation=code,
         cases=tuple(_turned(one.case, order) for one in measured),
         intensity=tuple(intensity_stats(channel) for channel in pooled_values),
-        mirror_labels=_turn(_decimals(mirror_overlap(sums.classes)), order),
+        mirror_labels=_turn(_decimals(_mirror_labels(dataset.labels, sums, flat=flat)), order),
         mirror_image=_turn(_decimals(mirror_correlation(sums.grey)), order),
+        landmarks=dataset.landmarks,
     )
+
+
+def _mirror_labels(labels: Labels, sums: Pictures, *, flat: bool) -> Vec3:
+    """Overlap with the mirror image, in which left and right are exchanged along x of LPS; 1 without labels."""
+    if not labels.items:
+        return 1.0, 1.0, 1.0
+    pairs = () if flat else paired_names(labels.names()).pairs
+    return mirror_overlap(sums.classes, swapped_order(labels.names(), pairs))
 
 
 def _turned(case: CaseFingerprint, order: Size3) -> CaseFingerprint:

@@ -24,7 +24,7 @@ class IntensityStats:
 class CaseFingerprint:
     """Measurements of one case; shapes and spacings are (z, y, x) in the dataset's common orientation.
 
-    `landmarks` are the names of the points that are placed.
+    `landmarks` are the names of the points that are placed, within the scan.
     """
 
     case_id: str
@@ -45,7 +45,8 @@ class Fingerprint:
     `orientation` is the patient direction of the array axes x, y, z of all scans after reorienting, e.g. "LPS".
     `mirror_labels` and `mirror_image` say, per axis (z, y, x), how alike the mean label atlas (overlap of the least
     symmetric class) and the mean image (correlation) of all cases are to their own mirror image: 1 = symmetric, 0 or
-    less = mirroring makes scans that never occur. `landmarks` are the names of all points, in the data set's order.
+    less = mirroring makes scans that never occur. Between left and right of volumes, classes of both sides count as
+    exchanged; without classes every axis has 1. `landmarks` are the names of all points, in the data set's order.
     """
 
     schema: Literal["medseg.fingerprint/1"]

@@ -12,15 +12,18 @@ from hypothesis import strategies as st
 from medseg.errors import DatasetError
 from medseg.io.datasets import read_dataset
 from medseg.io.images import write_labels, write_scores
-from medseg.io.records import format_record
+from medseg.io.landmarks import write_landmarks
+from medseg.io.records import format_record, read_record, to_plain
 from medseg.planning.atlas import label_atlas, mirror_correlation, mirror_overlap, pooled, standardised
 from medseg.planning.fingerprint import common_orientation, measure_case, measure_dataset
 from medseg.planning.intensity_stats import intensity_stats, sample_voxels
 from medseg.planning.near_duplicates import find_look_alikes, thumbnail
 from medseg.preprocess.orientation import reorient
+from medseg.types.fingerprint import Fingerprint
 from medseg.types.geometry import Geometry
 from medseg.types.image import Image, LabelMap, Probabilities
 from medseg.types.labels import Label, Labels
+from medseg.types.landmarks import Landmarks
 
 LABELS = Labels((Label("organ", (1,)), Label("both", (1, 2), write=2)), ignore=9)
 
@@ -270,3 +273,54 @@ def test_look_alikes_survive_scaling_gain_and_noise_and_leave_others_alone():
     (found,) = find_look_alikes(shown)
     assert found.case_ids == ("again", "chain", "p2")
     assert found.correlation > 0.999
+
+
+@pytest.mark.parametrize("code", ["LPS", "RSP"])
+def test_left_and_right_count_as_exchanged_between_the_sides_only(tmp_path, code):
+    names = Labels((Label("kidney_left", (1,)), Label("kidney_right", (2,)), Label("spine", (3,))))
+    shape, grid = (8, 12, 20), Geometry((8, 12, 20), (1.0, 1.0, 1.0))
+    values = np.zeros(shape, np.uint8)
+    values[2:6, 3:9, 13:17], values[2:6, 3:9, 3:7], values[:, 4:8, 9:11] = 1, 2, 3
+    image = np.where(values, 100, np.random.default_rng(0).normal(0, 1, shape)).astype(np.float32)[None]
+    (tmp_path / "imagesTr").mkdir()
+    table = {"background": 0} | {item.name: item.values[0] for item in names.items}
+    content = {"channel_names": {"0": "CT"}, "labels": table, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    array, geometry = reorient(image, grid, code)
+    target, _ = reorient(values, grid, code)
+    write_scores(Probabilities(np.ascontiguousarray(array), geometry, names), tmp_path / "imagesTr/a_0000.nii.gz")
+    write_labels(LabelMap(np.ascontiguousarray(target), geometry, names), tmp_path / "labelsTr/a.nii.gz")
+    found = measure_dataset(read_dataset(tmp_path))
+    assert found.mirror_labels == pytest.approx((1, 1, 1), abs=1e-6)
+    table["pelvis_left"] = table.pop("kidney_left")
+    (tmp_path / "dataset.json").write_text(json.dumps({**content, "labels": table}))
+    assert measure_dataset(read_dataset(tmp_path)).mirror_labels == pytest.approx((1, 1, 0), abs=1e-6)
+
+
+def test_landmarks_are_counted_where_they_lie_in_the_scan_and_old_fingerprints_have_none(tmp_path):
+    folder = write_dataset(tmp_path / "d", ["RAS", "LPS"], spacing=(2.0, 1.0, 0.5))
+    content = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**content, "landmarks": {}}))
+    (folder / "landmarksTr").mkdir()
+    points = np.array([[7.6, 0.0, 10.0], [8.1, 0.0, 0.0], [np.nan] * 3])  # the last column's centre is 7.5
+    write_landmarks(Landmarks(("in", "out", "unknown"), points), folder / "landmarksTr/c0.csv")
+    found = measure_dataset(read_dataset(folder))
+    assert found.landmarks == ("in", "out", "unknown")
+    assert [case.landmarks for case in found.cases] == [("in",), ()]
+    plain = {key: value for key, value in to_plain(found).items() if key != "landmarks"}
+    plain["cases"] = [{k: v for k, v in case.items() if k != "landmarks"} for case in plain["cases"]]
+    (tmp_path / "old.json").write_text(json.dumps(plain))
+    old = read_record(tmp_path / "old.json", Fingerprint)
+    assert old.landmarks == () and old.cases[0].landmarks == ()
+
+
+def test_a_data_set_of_landmarks_alone_is_measured(tmp_path):
+    folder = write_dataset(tmp_path / "d", ["LPS"])
+    content = {"channel_names": {"0": "CT"}, "landmarks": {"names": ["tip"]}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    (folder / "landmarksTr").mkdir()
+    write_landmarks(Landmarks(("tip",), np.array([[1.0, 2.0, 3.0]])), folder / "landmarksTr/c0.csv")
+    found = measure_dataset(read_dataset(folder))
+    assert found.labels == Labels(()) and found.cases[0].class_voxels == ()
+    assert found.cases[0].landmarks == ("tip",) and found.mirror_labels == (1.0, 1.0, 1.0)
+    assert found.intensity[0].maximum == 100
