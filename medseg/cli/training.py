@@ -90,6 +90,7 @@ def train(
     fold: Annotated[tuple[str, ...], Words] = ("cv",),
     device: Device = "auto",
     tensorboard: Annotated[bool, Parameter(negative="")] = False,
+    teacher: Path | None = None,
 ) -> int:
     """Train a plan; the same command continues a run that was stopped.
 
@@ -107,6 +108,8 @@ def train(
         "cv" (all folds), "all" (one network on every case), or fold numbers from 0.
     tensorboard
         Also write every epoch's metrics for TensorBoard (extra "track").
+    teacher
+        Model bundle that the plan's loss "distillation" learns from.
     """
     from medseg.cli.progress import shown_progress
     from medseg.cli.tables import score_lines
@@ -114,7 +117,9 @@ def train(
 
     folds = _folds(fold)
     with shown_progress() as report:
-        bundle = job.train(plan, dataset, out, folds=folds, device=device, report=report, track=tensorboard)
+        bundle = job.train(
+            plan, dataset, out, folds=folds, device=device, report=report, track=tensorboard, teacher=teacher
+        )
     show(score_lines(bundle.scores))
     show(f"model: {bundle.root}")
     return OK

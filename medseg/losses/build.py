@@ -12,6 +12,7 @@ from medseg.losses.cldice import cldice
 from medseg.losses.cross_entropy import pixel_cross_entropy, weighted_cross_entropy
 from medseg.losses.dice import cross_entropy, dice, dice_ce
 from medseg.losses.distance import distance
+from medseg.losses.distillation import distil
 from medseg.losses.focal import focal
 from medseg.losses.ohem import ohem
 from medseg.losses.overlap import focal_tversky, generalised_dice, tversky
@@ -36,6 +37,7 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "focal_tversky": focal_tversky,
     "cldice": cldice,
     "bce_batch_dice": bce_batch_dice,
+    "distillation": distil,
 }
 # Terms of the whole output: of heads other than segmentation.
 WHOLE_LOSSES: Mapping[str, Callable[..., Tensor]] = {

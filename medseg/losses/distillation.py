@@ -10,6 +10,29 @@ from medseg.losses.target import WHERE, are_regions, logits_and_target
 from medseg.types.tensors import Batch, NetworkOutput
 
 
+def distil(
+    output: NetworkOutput,
+    batch: Batch,
+    *,
+    alpha: float = 0.5,
+    temperature: float = 4.0,
+    easy_background: float | None = None,
+    batch_dice: bool = False,
+) -> Tensor:
+    """`distillation` from the logits of the batch's teacher; raises PlanError where the batch has none."""
+    if batch.teacher is None:
+        raise PlanError("there is no teacher to learn from", where=WHERE, hint="name its bundle: --teacher")
+    return distillation(
+        output.logits[0],
+        batch.teacher,
+        batch.target,
+        alpha=alpha,
+        temperature=temperature,
+        easy_background=easy_background,
+        batch_dice=batch_dice,
+    )
+
+
 def distillation(
     student: Float[Tensor, "b k *s"],
     teacher: Float[Tensor, "b k *s"],

@@ -36,6 +36,7 @@ from medseg.training.session import (
 )
 from medseg.training.signals import stop_requests
 from medseg.training.step import averaged, train_step, update_average, validate
+from medseg.training.teacher import Teacher, taught
 from medseg.types.plan import Plan
 from medseg.types.progress import Progress, Report, silent
 from medseg.types.tensors import Batch
@@ -84,6 +85,7 @@ def fit(
     hooks: Sequence[Hook] = (),
     report: Report = silent,
     workers: int = 0,
+    teacher: Teacher | None = None,
 ) -> Path:
     """Train one network on the cached cases `train_ids` to the end of its schedule; returns the weights file.
 
@@ -96,7 +98,7 @@ def fit(
         stack.enter_context(locked(run))
         stack.enter_context(own_randomness(device))
         asked = stack.enter_context(stop_requests())
-        key = identity(plan, train_ids, val_ids)
+        key = identity(plan, train_ids, val_ids, teacher)
         found = find_checkpoint(run, key)
         if found is not None and is_finished(run):
             return run / WEIGHTS
@@ -109,6 +111,7 @@ def fit(
             workers=workers,
             facts=None if found is None else found[1]["facts"],
             asked_to_stop=asked,
+            teacher=teacher,
         )
         position = Position(total=plan.training.epochs * plan.training.steps_per_epoch)
         position = position if found is None else restore(session, *found)
@@ -165,7 +168,7 @@ def _one_step(session: Session, position: Position, batch: Batch) -> Position:
     try:
         result = train_step(
             session.network,
-            batch,
+            taught(batch, session.teacher),
             session.loss,
             session.optimizer,
             scaler=session.scaler,
@@ -200,7 +203,7 @@ def _measure(
         )
         try:
             with averaged(session.network, session.average), closing(source):  # type: ignore[type-var]
-                watched = _until_asked(session, source)
+                watched = (taught(batch, session.teacher) for batch in _until_asked(session, source))
                 measured = validate(session.network, watched, session.loss, session.plan.labels, training.precision)
         except Interrupted:
             keep(position)

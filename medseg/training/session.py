@@ -26,6 +26,7 @@ from medseg.training.optim import Schedule, build_optimizer
 from medseg.training.position import Position
 from medseg.training.probe import faster_device
 from medseg.training.step import averaged, new_average, new_scaler
+from medseg.training.teacher import Teacher
 from medseg.types.plan import Plan
 
 _LOG = logging.getLogger("medseg")
@@ -52,13 +53,16 @@ class Session:
     workers: int
     asked_to_stop: Callable[[], int | None]
     opponent: Opponent | None = None
+    teacher: Teacher | None = None
 
 
-def identity(plan: Plan, train_ids: Sequence[str], val_ids: Sequence[str]) -> str:
+def identity(plan: Plan, train_ids: Sequence[str], val_ids: Sequence[str], teacher: Teacher | None = None) -> str:
     """Hash of all that decides the weights; a checkpoint with another one is not taken up."""
     parts = [plan.channels, plan.labels, plan.preprocess, plan.network, plan.sampling]
     training = replace(plan.training, precision="fp32")
-    return record_sha256([*(to_plain(part) for part in parts), to_plain(training), list(train_ids), list(val_ids)])
+    cases = [list(train_ids), list(val_ids)]
+    model = [] if teacher is None else [teacher.sha256]
+    return record_sha256([*(to_plain(part) for part in parts), to_plain(training), *cases, *model])
 
 
 def find_checkpoint(folder: Path, expected: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -87,6 +91,7 @@ def open_session(
     workers: int,
     facts: Mapping[str, Any] | None,
     asked_to_stop: Callable[[], int | None],
+    teacher: Teacher | None = None,
 ) -> Session:
     """Build network, loss and optimiser, open the (train, val) `cases`, and decide what `facts` do not hold yet."""
     torch.manual_seed(plan.training.seed)
@@ -116,6 +121,7 @@ def open_session(
         workers=workers,
         asked_to_stop=asked_to_stop,
         opponent=open_opponent(plan, device),
+        teacher=teacher,
     )
 
 

@@ -25,13 +25,16 @@ class Batch:
 
     `target` is one channel of class indices (0 = background), or one 0/1 channel per region; -1 is ignored. It has
     the size of the image, or of a coarser decoder scale. `spacing` is that of the target's voxels per axis, in mm, or
-    in pixels where the scans state none; None stands for 1 along every axis.
+    in pixels where the scans state none; None stands for 1 along every axis. `progress` is the share of the
+    training that is done, None outside of it. `teacher` are the logits of a model to learn from, of the target's size.
     """
 
     image: Float[Tensor, "b c *s"]
     target: Int[Tensor, "b r ..."]
     points: Float[Tensor, "b n d"] | None = None
     spacing: tuple[float, ...] | None = None
+    progress: float | None = None
+    teacher: Float[Tensor, "b k ..."] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +46,20 @@ class Boundary:
 
 
 @dataclass(frozen=True, eq=False)
+class Decoded:
+    """What a backbone may return instead of its features (finest first) alone: `sides` reach the network's output."""
+
+    features: tuple[Float[Tensor, "b _ ..."], ...]
+    sides: tuple[Float[Tensor, "b k ..."], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class NetworkOutput:
     """What every network returns; every field is filled by at most one head.
 
     `logits` per decoder scale, finest first. `boundaries` one per boundary module. `heatmaps` at the image's size and
-    `points` in its voxels, float32, of landmark heads. `distances` signed and normalised, at the image's size.
+    `points` in its voxels, float32, of landmark heads. `distances` signed and normalised, at the image's size. `sides`
+    logits that a backbone has of its own, each at its own size, with one channel per output.
     """
 
     logits: tuple[Float[Tensor, "b k ..."], ...] = ()
@@ -55,6 +67,7 @@ class NetworkOutput:
     heatmaps: Float[Tensor, "b n *s"] | None = None
     points: Float[Tensor, "b n d"] | None = None
     distances: Float[Tensor, "b k *s"] | None = None
+    sides: tuple[Float[Tensor, "b k ..."], ...] = ()
 
     def as_float32(self) -> "NetworkOutput":
         """The same in float32, for losses; landmark heads compute in float32 from the start."""
@@ -63,4 +76,5 @@ class NetworkOutput:
             logits=tuple(part.float() for part in self.logits),
             boundaries=tuple(Boundary(part.edge.float(), part.mask.float()) for part in self.boundaries),
             distances=None if self.distances is None else self.distances.float(),
+            sides=tuple(part.float() for part in self.sides),
         )

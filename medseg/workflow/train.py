@@ -12,6 +12,7 @@ import torch
 from medseg.errors import DatasetError, MedsegError, PlanError, TrainingError
 from medseg.io.bundles import save_bundle
 from medseg.io.cache import cache_key, is_complete, write_case
+from medseg.io.dataset_points import read_points
 from medseg.io.datasets import read_dataset
 from medseg.io.pairs import in_order, read_pair
 from medseg.io.records import read_record, record_sha256, to_plain, write_record
@@ -27,6 +28,7 @@ from medseg.types.progress import Progress, Report, silent
 from medseg.types.result import ModelBundle
 from medseg.workflow.check_plan import check_plan, load_plan
 from medseg.workflow.devices import resolve_device, resolve_precision
+from medseg.workflow.teacher import open_teacher
 from medseg.workflow.validation import Validated, clean_and_score, validate_fold
 
 Fold = int | Literal["all"]
@@ -34,12 +36,12 @@ Folds = Literal["cv", "all"] | int | Sequence[int]
 
 
 def prepare(plan: Plan, dataset: Dataset, folder: Path, *, workers: int | None = None, report: Report = silent) -> Path:
-    """Preprocess every labelled case into the cache below `folder`; returns the cache. Finished cases are skipped.
+    """Preprocess every annotated case into the cache below `folder`; returns the cache. Finished cases are skipped.
 
     `workers` threads work side by side (None: one per core, at most 4). Raises DatasetError that lists every case that
     failed; the others are kept.
     """
-    cache = folder / "cache" / cache_key(plan.preprocess, plan.labels)[:16]
+    cache = folder / "cache" / cache_key(plan.preprocess, plan.labels, plan.landmarks)[:16]
     cases = _labelled(dataset)
     wrong: list[str] = []
     work = partial(_prepare_case, plan, dataset, cache)
@@ -67,13 +69,15 @@ def train(
     report: Report = silent,
     workers: int | None = None,
     track: bool = False,
+    teacher: Path | str | None = None,
 ) -> ModelBundle:
     """Train the folds of a plan on a dataset folder into the run folder `out`; returns the bundle `out`/bundle.
 
     `folds`: "cv" for all of the cross-validation, "all" for one network on all cases, or numbers. Finished folds are
     not trained again; the bundle holds every fold that is finished, also of earlier calls. Cleaning is chosen from
     out-of-fold predictions only. An interrupted call goes on where it stopped when called again. `track` also writes
-    every fold's metrics for TensorBoard, into `out`/fold_<k>/tensorboard.
+    every fold's metrics for TensorBoard, into `out`/fold_<k>/tensorboard. `teacher` is the bundle that the loss
+    "distillation" learns from; its memory is not part of the plan's budget.
     Raises PlanError, DatasetError, TrainingError, or Interrupted after SIGTERM or Ctrl-C.
     """
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
@@ -83,6 +87,7 @@ def train(
     _check_match(plan, data)
     where = resolve_device(device)
     precision = resolve_precision(plan.training.precision, where)
+    guide = open_teacher(plan, None if teacher is None else Path(teacher), where)
     _keep_plan(plan, out)
     splits = _splits(data, out, folds)
     wanted = _wanted(folds, splits, out)
@@ -97,7 +102,18 @@ def train(
         members[fold] = run / WEIGHTS
         if not is_finished(run):
             seen = (*hooks, tensorboard(run / "tensorboard")) if track else hooks
-            fit(here, split.train, split.val, cache, run, device=where, hooks=seen, report=report, workers=loaders)
+            fit(
+                here,
+                split.train,
+                split.val,
+                cache,
+                run,
+                device=where,
+                hooks=seen,
+                report=report,
+                workers=loaders,
+                teacher=guide,
+            )
         validated += validate_fold(plan, data, split.val, run, device=where, report=report)
     cleaned, scores = clean_and_score(plan, data, validated, report=report, workers=workers)
     return save_bundle(out / "bundle", cleaned, members, {**scores, "members": [str(fold) for fold in members]}, refs)
@@ -105,7 +121,8 @@ def train(
 
 def _prepare_case(plan: Plan, dataset: Dataset, cache: Path, case: Case) -> str:
     """Write one case into the cache; returns what went wrong, or nothing."""
-    sources = [*case.images, *([case.label] if case.label else [])]
+    points = case.landmarks if plan.landmarks else None
+    sources = [*case.images, *(path for path in (case.label, points) if path is not None)]
     try:
         if is_complete(cache, case.id, sources=sources):
             return ""
@@ -113,7 +130,10 @@ def _prepare_case(plan: Plan, dataset: Dataset, cache: Path, case: Case) -> str:
         prepared = prepare_image(image, plan.preprocess)
         target = prepare_labels(labels, prepared.geometry, order=plan.preprocess.label_order)
         inside = (prepared.array != 0).any(axis=0) if has_fan(plan.preprocess) else None
-        write_case(cache, case.id, prepared, target, patch=plan.sampling.patch, sources=sources, inside=inside)
+        places = prepared.geometry.to_voxels(read_points(case, dataset)) if plan.landmarks else None
+        write_case(
+            cache, case.id, prepared, target, patch=plan.sampling.patch, sources=sources, inside=inside, points=places
+        )
     except (MedsegError, OSError) as error:
         text = str(error)
         return text if text.startswith(case.id) else f"{case.id}: {text}"
@@ -121,7 +141,7 @@ def _prepare_case(plan: Plan, dataset: Dataset, cache: Path, case: Case) -> str:
 
 
 def _labelled(dataset: Dataset) -> list[Case]:
-    return [case for case in dataset.cases if case.label is not None]
+    return [case for case in dataset.cases if case.label is not None or case.landmarks is not None]
 
 
 def _check_match(plan: Plan, dataset: Dataset) -> None:
@@ -131,8 +151,9 @@ def _check_match(plan: Plan, dataset: Dataset) -> None:
             where="channels",
             hint="make the plan from this data set",
         )
-    if plan.labels != dataset.labels:
-        raise PlanError("labels differ from the data set's", where="labels", hint="make the plan from this data set")
+    for field in ("labels", "landmarks"):
+        if getattr(plan, field) != getattr(dataset, field):
+            raise PlanError(f"{field} differ from the data set's", where=field, hint="make the plan from this data set")
 
 
 def _keep_plan(plan: Plan, out: Path) -> None:

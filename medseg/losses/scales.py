@@ -1,0 +1,35 @@
+"""Decoder scales: how much each counts, and the batch at its size."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from medseg.types.tensors import Batch
+
+
+def scale_weights(scales: int) -> tuple[float, ...]:
+    """Share of each decoder scale, finest first.
+
+    >>> scale_weights(3)
+    (0.6666666666666666, 0.3333333333333333, 0.0)
+    """
+    halves = [0.5**i for i in range(scales)]
+    if scales > 1:
+        halves[-1] = 0.0
+    return tuple(half / sum(halves) for half in halves)
+
+
+def at_scale(batch: Batch, size: Sequence[int]) -> Batch:
+    """The batch with its target (not its image) at another size: the nearest voxel's value, also of a teacher."""
+    target, teacher = batch.target, batch.teacher
+    spacing = list(batch.spacing or ())
+    for axis, new in enumerate(size, start=2):
+        old = target.shape[axis]
+        if old != new:
+            centres = (torch.arange(new, device=target.device) + 0.5) * (old / new)
+            target = target.index_select(axis, centres.long())
+            teacher = teacher if teacher is None else teacher.index_select(axis, centres.long())
+            if spacing:
+                spacing[axis - 2] *= old / new
+    return replace(batch, target=target, teacher=teacher, spacing=tuple(spacing) or None)
