@@ -40,4 +40,7 @@ def _sizes(case: CaseReport) -> str:
     volumes = [f"{name} {volume:.2f} ml" for name, volume in (case.volumes_ml or {}).items()]
     areas = [f"{name} {area:.2f} mm2" for name, area in (case.area_mm2 or {}).items()]
     largest = [f"{name} up to {area:.2f} mm2" for name, area in (case.largest_area_mm2 or {}).items()]
-    return ", ".join((*volumes, *areas, *largest))
+    points = case.landmarks or {}
+    placed = sum(place is not None for place in points.values())
+    found = [f"{placed} of {len(points)} landmarks"] if points else []
+    return ", ".join((*volumes, *areas, *largest, *found))

@@ -23,7 +23,7 @@ _SCHEMA = (
 _TO_LPS = {"LPS": 1.0, "1": 1.0, "RAS": -1.0, "0": -1.0}  # sign of x and y; early versions wrote numbers
 _FCSV_COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
 _UPRIGHT = [-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0]
-_CONFIDENCE = re.compile(r"confidence ([\d.]+)")
+_CONFIDENCE = re.compile(r"confidence (\d[\d.]*(?:e-?\d+)?)")
 _FORMATS = "use .mrk.json, .fcsv or .csv"
 _Row = tuple[str, Sequence[float], float | None]
 

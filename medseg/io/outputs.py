@@ -38,6 +38,15 @@ def output_name(case_id: str, form: str) -> str:
     return f"{case_id}.{_SUFFIX.get(form, form)}"
 
 
+def landmark_names(case_id: str) -> tuple[str, ...]:
+    """The files of a case with landmarks: for 3D Slicer, and as a table.
+
+    >>> landmark_names("head")
+    ('head.mrk.json', 'head.landmarks.csv')
+    """
+    return f"{case_id}.mrk.json", f"{case_id}.landmarks.csv"
+
+
 def check_formats(source: Source | None, formats: Sequence[str], labels: Labels, seg_kind: SegKind) -> None:
     """Raise ImageError for what is known to fail before anything is predicted.
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from medseg.types.geometry import Vec3
 from medseg.types.image import LabelMap, Probabilities, Source
+from medseg.types.landmarks import Landmarks
 from medseg.types.plan import Plan
 
 
@@ -33,7 +35,8 @@ class ModelBundle:
 class Prediction:
     """Result for one case, on the grid of the input scan; `source` is where that scan came from.
 
-    An ultrasound frame has no thickness: it has areas instead of volumes.
+    An ultrasound frame has no thickness: it has areas instead of volumes. Models that only find landmarks leave
+    `labels` without classes, all background.
     """
 
     case_id: str
@@ -43,6 +46,7 @@ class Prediction:
     warnings: tuple[str, ...] = ()
     source: Source | None = None
     area_mm2: Mapping[str, float] = field(default_factory=dict)
+    landmarks: Landmarks | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ class Provenance:
 class CaseReport:
     """One line of a batch run; a failed case never stops the batch. `series_uids` are those of DICOM scans.
 
-    Ultrasound has areas in place of volumes: `area_mm2` of a single frame, `largest_area_mm2` of a cine.
+    `landmarks` are points (x, y, z) in mm, LPS (in pixels where a scan states no spacing, which a warning says); null
+    is a landmark that is missing. Ultrasound has areas in place of volumes: `area_mm2` of a single frame,
+    `largest_area_mm2` of a cine.
     """
 
     case_id: str
@@ -71,6 +77,7 @@ class CaseReport:
     series_uids: tuple[str, ...] = ()
     area_mm2: Mapping[str, float] | None = None
     largest_area_mm2: Mapping[str, float] | None = None
+    landmarks: Mapping[str, Vec3 | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,9 @@ def check_cine(path: Path, plan: Plan, formats: Sequence[str], options: PredictO
     if plan.network.topology.ndim != 2:
         hint = "use a 2D model: its frames are time, not slices"
         raise DicomError("is a cine, and the model is 3D", where=path, hint=hint)
+    if not plan.labels.items:
+        hint = "give single images; landmarks of cines are not written"
+        raise DicomError("is a cine, and the model finds landmarks only", where=path, hint=hint)
     wrong = [form for form in formats if form not in _ALLOWED]
     if wrong:
         raise DicomError(f"--format {wrong[0]} does not hold a cine", where=path, hint=f"use {', '.join(_ALLOWED)}")

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from medseg.errors import MedsegError, NetworkError
+from medseg.errors import BundleError, MedsegError, NetworkError
 from medseg.io.bundles import bundle_folder, load_bundle
 from medseg.io.dicom_node import NodeSettings, Peer, PeerRefused, running_node, send_files
 from medseg.io.inbox import Inbox, Outcome, hashed
@@ -54,7 +54,9 @@ def listen(
     on the same folder. A study that fails lies in `out`/failed with the reason; the others go on. Raises MedsegError
     only for what concerns all: a bad bundle, a port that is taken, a missing extra.
     """
-    load_bundle(bundle_folder(Path(bundle)), trust=predict.trust)
+    loaded = load_bundle(bundle_folder(Path(bundle)), trust=predict.trust)
+    if not loaded.plan.labels.items:
+        raise BundleError("finds landmarks only", where=loaded.root, hint="use a model that segments: results go as SEG")
     options = options or ListenOptions()
     waits: dict[str, _Wait] = {}
     with ExitStack() as held:

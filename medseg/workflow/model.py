@@ -1,6 +1,6 @@
 """One scan through a model: prepare, predict, back to the scan's own grid, clean."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from jaxtyping import Shaped
 
-from medseg.errors import DatasetError, ImageError, PlanError
-from medseg.inference.ensemble import load_members, predict_scores
+from medseg.errors import BundleError, DatasetError, ImageError, PlanError
+from medseg.inference.ensemble import NetworkForward, load_members, predict_scores
+from medseg.inference.landmarks import WholeForward, predict_whole, within_scan
 from medseg.inference.sliding_window import Forward
 from medseg.inference.streaming import turn_to_thinnest
 from medseg.io.archives import unpacked
@@ -23,7 +24,7 @@ from medseg.preprocess.chain import prepare_image
 from medseg.preprocess.fan import cut_to_fan, has_fan, image_fan
 from medseg.preprocess.native import most_probable, native_labels, native_probabilities
 from medseg.types.geometry import Geometry
-from medseg.types.image import Image, LabelMap
+from medseg.types.image import Image, LabelMap, Probabilities, Slab
 from medseg.types.plan import Plan
 from medseg.types.progress import Report, silent
 from medseg.types.result import ModelBundle, Prediction
@@ -143,26 +144,48 @@ def predict_image(
     case_id: str = "scan",
     report: Report = silent,
 ) -> Prediction:
-    """One scan: the whole method. The labels lie on the scan's own grid.
+    """One scan: the whole method. The labels lie on the scan's own grid, landmarks in the patient.
 
-    With `options.save_probabilities` the result also holds one float32 per class and voxel of that grid.
+    With `options.save_probabilities` the result also holds one float32 per class and voxel of that grid. A model with
+    landmarks sees the whole scan at once, and labels come from the same pass.
     """
     plan = tuned(bundle.plan, options)
-    prepared, plan, members = turn_to_thinnest(prepare_image(image, plan.preprocess), plan, members)
-    scores = predict_scores(members, prepared, plan, device=device, report=report)
-    probabilities = None
-    if options.save_probabilities:
-        probabilities = native_probabilities(scores, prepared.geometry, image.geometry, plan.labels)
-        labels = most_probable(probabilities)
+    prepared = prepare_image(image, plan.preprocess)
+    landmarks = None
+    if plan.landmarks:
+        whole = predict_whole(_whole(members), prepared, plan, device=device, report=report)
+        landmarks, scores = within_scan(whole.landmarks, image.geometry), whole.slabs()
     else:
-        labels = native_labels(scores, prepared.geometry, image.geometry, plan.labels)
+        prepared, plan, members = turn_to_thinnest(prepared, plan, members)
+        scores = predict_scores(members, prepared, plan, device=device, report=report)
+    labels, probabilities = _labels(scores, prepared.geometry, image.geometry, plan, options)
     dicom_us = image.source is not None and image.source.format == "dicom-us"
     if (dicom_us or has_fan(plan.preprocess)) and image.geometry.shape[0] == 1:
         labels = cut_to_fan(labels, image_fan(image))
     cleaned = clean(labels, plan.postprocess if options.clean else ())
-    warnings = tuple(dict.fromkeys((*prepared.warnings, *cleaned.warnings)))
+    found = landmarks.warnings if landmarks is not None else ()
+    warnings = tuple(dict.fromkeys((*prepared.warnings, *cleaned.warnings, *found)))
     volumes, areas = ({}, areas_mm2(cleaned)) if dicom_us else (volumes_ml(cleaned), {})  # a frame has no thickness
-    return Prediction(case_id, cleaned, volumes, probabilities, warnings, image.source, areas)
+    return Prediction(case_id, cleaned, volumes, probabilities, warnings, image.source, areas, landmarks)
+
+
+def _labels(
+    scores: Iterator[Slab], prepared: Geometry, native: Geometry, plan: Plan, options: PredictOptions
+) -> tuple[LabelMap, Probabilities | None]:
+    """Labels on the scan's own grid, and probabilities if they are asked for; no class, no voxel of one."""
+    if not plan.labels.items:
+        return LabelMap(np.broadcast_to(np.zeros((), np.uint8), native.shape), native, plan.labels), None
+    if not options.save_probabilities:
+        return native_labels(scores, prepared, native, plan.labels), None
+    probabilities = native_probabilities(scores, prepared, native, plan.labels)
+    return most_probable(probabilities), probabilities
+
+
+def _whole(members: Sequence[Forward]) -> list[WholeForward]:
+    found: list[WholeForward] = [member.whole for member in members if isinstance(member, NetworkForward)]
+    if len(found) < len(members):
+        raise BundleError("has members that give no landmarks", hint="load them with members_of")
+    return found
 
 
 def members_of(bundle: ModelBundle, device: torch.device, options: PredictOptions) -> tuple[Forward, ...]:

@@ -16,6 +16,7 @@ from medseg.io.processes import Limits, Lost, run_apart
 from medseg.io.scans import find_cases
 from medseg.training.lock import locked
 from medseg.types.dataset import Case
+from medseg.types.plan import Plan
 from medseg.types.progress import Progress, Report, silent
 from medseg.types.result import CaseReport, ModelBundle, Provenance, RunReport
 from medseg.workflow import journal
@@ -69,7 +70,7 @@ def predict_folder(
         if not cases and not refused:
             raise DatasetError("no scans given", hint="give files, archives, folders of files or DICOM folders")
         notes = notes_before(cases, refused, loaded.plan.channels)
-        jobs = _jobs(cases, notes, scans, out, options)
+        jobs = _jobs(cases, notes, scans, out, loaded.plan, options)
         settings = _settings(loaded, options)
         blank = RunReport("medseg.report/1", medseg.__version__, bundle_sha256(loaded), str(device), (), settings)
         made_by = Provenance(loaded.plan.name, blank.bundle_sha256, blank.settings)
@@ -182,6 +183,7 @@ def _jobs(
     notes: Sequence[tuple[str, ...]],
     inputs: Sequence[Path],
     out: Path,
+    plan: Plan,
     options: PredictOptions,
 ) -> list[Job]:
     """One job per case; refuses an output folder within the inputs, which the next run would take for scans."""
@@ -193,15 +195,26 @@ def _jobs(
     jobs = []
     for case, known in zip(cases, notes, strict=True):
         cine = cine_file(case)
-        formats = _formats(case, cine, options)
-        probabilities = f"probabilities/{case.id}.nii.gz" if options.save_probabilities else None
+        formats = _formats(case, cine, options) if plan.labels.items or cine else ()
+        scores = options.save_probabilities and bool(plan.labels.items)
+        probabilities = f"probabilities/{case.id}.nii.gz" if scores else None
         root = root_of(case.images[0])
-        job = Job(case, out, formats, probabilities, root, known, options.keep_identifiers, cine)
-        no_gif = cine is None and "gif" in options.format
-        left = (f"a GIF is made of cines only; written as {' '.join(formats)}",) if no_gif else ()
-        jobs.append(replace(job, notes=(*known, *left, *older_results(job))))
+        job = Job(case, out, formats, probabilities, root, known, options.keep_identifiers, cine, plan.landmarks)
+        jobs.append(replace(job, notes=(*known, *_unwritten(job, options), *older_results(job))))
     _refuse_clashes(jobs, out)
     return jobs
+
+
+def _unwritten(job: Job, options: PredictOptions) -> tuple[str, ...]:
+    """What was asked for and is not written."""
+    notes = []
+    if job.cine is None and "gif" in options.format and job.formats:
+        notes.append(f"a GIF is made of cines only; written as {' '.join(job.formats)}")
+    if job.cine is None and not job.formats and (options.format or options.save_probabilities):
+        notes.append("this model finds landmarks only: it has no label maps and no probabilities to write")
+    if job.cine is not None and job.landmarks:
+        notes.append("landmarks of cines are not written")
+    return tuple(notes)
 
 
 def _formats(case: Case, cine: Path | None, options: PredictOptions) -> tuple[str, ...]:

@@ -13,15 +13,17 @@ from medseg.inference.sliding_window import Forward
 from medseg.io.bundles import load_bundle
 from medseg.io.identifiers import masked_text, shown_uid
 from medseg.io.images import read_image, write_scores
-from medseg.io.outputs import Format, check_formats, check_whole, output_name
+from medseg.io.landmarks import read_landmarks
+from medseg.io.outputs import Format, check_formats, check_whole, landmark_names, output_name
 from medseg.types.dataset import Case
+from medseg.types.geometry import Vec3
 from medseg.types.labels import Labels
 from medseg.types.progress import Report, silent
 from medseg.types.result import CaseReport, ModelBundle, Prediction, Provenance
 from medseg.workflow.cine import check_cine, cine_names, predict_cine, write_cine
 from medseg.workflow.devices import resolve_device
 from medseg.workflow.model import PredictOptions, members_of, predict_image
-from medseg.workflow.write_back import write_checked
+from medseg.workflow.write_back import write_checked, write_landmarks_checked
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Job:
     """A case and the files it leaves in `out`.
 
     `root`: the input it was found in, which texts do not repeat; `notes`: warnings that are known before it is read;
-    `cine`: its file, if that is an ultrasound cine.
+    `cine`: its file, if that is an ultrasound cine; `landmarks`: the points that the model finds.
     """
 
     case: Case
@@ -40,13 +42,15 @@ class Job:
     notes: tuple[str, ...] = ()
     keep_identifiers: bool = False
     cine: Path | None = None
+    landmarks: tuple[str, ...] = ()
 
     def names(self) -> tuple[str, ...]:
         """Its files, relative to `out`."""
         if self.cine is not None:
             return cine_names(self.case.id, self.formats)
         labels = tuple(output_name(self.case.id, form) for form in self.formats)
-        return labels if self.probabilities is None else (*labels, self.probabilities)
+        points = landmark_names(self.case.id) if self.landmarks else ()
+        return (*labels, *points) if self.probabilities is None else (*labels, *points, self.probabilities)
 
     def series_uids(self) -> tuple[str, ...]:
         """For its line: what is no UID is hashed."""
@@ -112,6 +116,7 @@ class Predictor:
             series_uids=job.series_uids(),
             area_mm2=one or None,
             largest_area_mm2=largest or None,
+            landmarks=_places(prediction),
         )
 
     def _written(self, job: Job) -> Prediction:
@@ -119,9 +124,12 @@ class Predictor:
         if job.cine is not None:
             return self._written_cine(job, job.cine)
         prediction = self.predict(job)
-        write_checked(prediction, job.out, job.case.id, job.formats, self.made_by, seg_kind=self.options.seg_kind)
+        if job.formats:
+            write_checked(prediction, job.out, job.case.id, job.formats, self.made_by, seg_kind=self.options.seg_kind)
         if job.probabilities is not None and prediction.probabilities is not None:
             write_scores(prediction.probabilities, job.out / job.probabilities)
+        if prediction.landmarks is not None:
+            write_landmarks_checked(prediction.landmarks, job.out, job.case.id)
         return prediction
 
     def _written_cine(self, job: Job, path: Path) -> Prediction:
@@ -142,7 +150,7 @@ class Predictor:
 def older_results(job: Job) -> tuple[str, ...]:
     """Warnings about results of the case in formats that this run does not write: they may be of another model."""
     case, own = job.case, {*job.names()}
-    possible = [*cine_names(case.id, get_args(Format)), f"probabilities/{case.id}.nii.gz"]
+    possible = [*cine_names(case.id, get_args(Format)), *landmark_names(case.id), f"probabilities/{case.id}.nii.gz"]
     inputs = {path.absolute() for path in case.images}
     there = [name for name in possible if name not in own and (job.out / name).is_file()]
     return tuple(
@@ -179,9 +187,21 @@ def kept(line: CaseReport | None, job: Job, labels: Labels) -> CaseReport | None
                 check_whole(job.out / output_name(job.case.id, form), form, labels)
         if job.probabilities is not None:
             read_image([job.out / job.probabilities])
+        points = landmark_names(job.case.id) if job.landmarks and job.cine is None else ()
+        if any(read_landmarks(job.out / name).names != job.landmarks for name in points):
+            return None
     except (MedsegError, OSError):
         return None
     return replace(line, status="skipped", seconds=0.0)
+
+
+def _places(prediction: Prediction) -> dict[str, Vec3 | None] | None:
+    """For a case's line; None for a landmark that is missing."""
+    if prediction.landmarks is None:
+        return None
+    placed = prediction.landmarks.placed()
+    rounded = {name: (round(x, 3), round(y, 3), round(z, 3)) for name, (x, y, z) in placed.items()}
+    return {name: rounded.get(name) for name in prediction.landmarks.names}
 
 
 def reason(error: Exception, case: Case) -> str:

@@ -6,15 +6,18 @@ from pathlib import Path
 import numpy as np
 
 from medseg.errors import ImageError
+from medseg.io.landmarks import read_landmarks, write_landmarks
 from medseg.io.moments import Moment, class_sums, in_pixels, placed, value_sums
-from medseg.io.outputs import SegKind, output_name, scan_of, write_results
+from medseg.io.outputs import SegKind, landmark_names, output_name, scan_of, write_results
 from medseg.io.read_back import has_place, read_back
 from medseg.types.geometry import Geometry
+from medseg.types.landmarks import Landmarks
 from medseg.types.result import Prediction, Provenance
 
 _VOLUME = 1e-4  # relative; spacings are stored with 7 digits or more
 _CENTROID = 1e-3  # mm, or pixels
 _DICOM_MM, _DICOM_STEP = 0.0202, 0.02  # frames stand where their images do, which an even grid meets this well
+_POINT_MM, _CONFIDENCE = 1e-5, 1e-3  # digits that files keep
 _CONTOUR_VOXELS = 1e-3  # of all; a voxel whose centre lies on a line may count or not
 
 
@@ -44,6 +47,27 @@ def write_checked(
     return names
 
 
+def write_landmarks_checked(landmarks: Landmarks, out: Path, case_id: str) -> tuple[str, ...]:
+    """Write landmarks as .mrk.json and .landmarks.csv, and read both back; returns the names of the files.
+
+    Names, places within 0.00001 mm, missing places and confidence must be those found. Leaves none of the files, not
+    even older ones, and raises ImageError if they are not.
+    """
+    names = landmark_names(case_id)
+    try:
+        for name in names:
+            write_landmarks(landmarks, out / name)
+            what = _landmarks_differ(landmarks, read_landmarks(out / name))
+            if what:
+                hint = "the file is not kept; please report this"
+                raise ImageError(f"written and read back, {what}", where=out / name, hint=hint)
+    except Exception:
+        for name in names:
+            (out / name).unlink(missing_ok=True)
+        raise
+    return names
+
+
 def check_written(prediction: Prediction, out: Path, case_id: str, formats: Sequence[str]) -> None:
     """Raise ImageError for the first file that does not hold what was predicted."""
     labels, scan = prediction.labels.labels, scan_of(prediction)
@@ -57,6 +81,19 @@ def check_written(prediction: Prediction, out: Path, case_id: str, formats: Sequ
             if what:
                 hint = "the file is not kept; write another format, and please report this"
                 raise ImageError(f'written and read back, "{item.name}" {what}', where=path, hint=hint)
+
+
+def _landmarks_differ(found: Landmarks, read: Landmarks) -> str | None:
+    if read.names != found.names:
+        return f"holds the landmarks {list(read.names)}, not {list(found.names)}"
+    if not np.allclose(read.points_mm, found.points_mm, rtol=0, atol=_POINT_MM, equal_nan=True):
+        return "landmarks lie elsewhere"
+    if (read.confidence is None) != (found.confidence is None):
+        return "confidences are lost"
+    if read.confidence is not None and found.confidence is not None:
+        same = np.allclose(read.confidence, found.confidence, rtol=_CONFIDENCE, atol=0, equal_nan=True)
+        return None if same else "confidences differ"
+    return None
 
 
 def _allowed(form: str, geometry: Geometry) -> tuple[float, float]:

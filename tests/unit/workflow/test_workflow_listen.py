@@ -4,6 +4,7 @@ import json
 import logging
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,15 @@ from medseg.workflow import listen as job
 from medseg.workflow.listen import ListenOptions, listen
 
 FAST = ListenOptions(quiet_s=0.0, resend_s=0.001)
+
+
+class _Bundle:
+    """A model of these classes."""
+
+    root = Path("bundle")
+
+    def __init__(self, items):
+        self.plan = SimpleNamespace(labels=SimpleNamespace(items=items))
 
 
 class Killed(BaseException):
@@ -80,7 +90,7 @@ def world(tmp_path, monkeypatch):
         yield settings.port
 
     monkeypatch.setattr(job, "running_node", no_network)
-    monkeypatch.setattr(job, "load_bundle", lambda path, *, trust: None)
+    monkeypatch.setattr(job, "load_bundle", lambda path, *, trust: _Bundle(("bone",)))
     monkeypatch.setattr(job, "predict_folder", made.predict_folder)
     monkeypatch.setattr(job, "send_files", made.send_files)
     monkeypatch.setattr(job, "_POLL_S", 0.002)
@@ -89,6 +99,12 @@ def world(tmp_path, monkeypatch):
 
 def seg(series):
     return f"CT-{hashed(series)}.seg.dcm"
+
+
+def test_a_model_that_finds_landmarks_only_is_refused(world, monkeypatch):
+    monkeypatch.setattr(job, "load_bundle", lambda path, *, trust: _Bundle(()))
+    with pytest.raises(BundleError, match="landmarks only"):
+        world.run()
 
 
 def test_every_study_is_predicted_sent_and_cleared(world):
