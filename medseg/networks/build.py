@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from medseg.errors import PlanError
 from medseg.networks import landmark_heads
 from medseg.networks.attention_unet import attention_unet
-from medseg.networks.boundary_head import boundary
+from medseg.networks.bisenet import bisenet
 from medseg.networks.distance_head import distance
 from medseg.networks.fcn import fcn
-from medseg.networks.gg_net import gg_net
+from medseg.networks.from_monai import mednext, segresnet, swin_unetr
 from medseg.networks.gra_unet import gra_unet
 from medseg.networks.heads import segmentation
 from medseg.networks.mel_net import mel_net
@@ -31,6 +31,10 @@ BuildHead = Callable[..., nn.Module]
 BACKBONES: Mapping[str, BuildBackbone] = {
     "unet": unet,
     "resenc_unet": resenc_unet,
+    "segresnet": segresnet,
+    "swin_unetr": swin_unetr,
+    "mednext": mednext,
+    "bisenet": bisenet,
     "vnet": vnet,
     "attention_unet": attention_unet,
     "gra_unet": gra_unet,
@@ -38,14 +42,12 @@ BACKBONES: Mapping[str, BuildBackbone] = {
     "multi_scale_unet": multi_scale_unet,
     "mel_net": mel_net,
     "fcn": fcn,
-    "gg_net": gg_net,
 }
 HEADS: Mapping[str, BuildHead] = {
     "segmentation": segmentation,
     "dsnt": landmark_heads.dsnt,
     "heatmap": landmark_heads.heatmap,
     "distance": distance,
-    "boundary": boundary,
 }
 
 

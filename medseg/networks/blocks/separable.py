@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from medseg.networks.blocks.conv import ConvNormAct, Style
+from medseg.networks.blocks.resample import resized
 
 
 class SeparableConv(nn.Module):
@@ -47,8 +47,4 @@ class WeightedPool(nn.Module):
         self.weight = nn.Parameter(torch.ones(1, channels, *grid))
 
     def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *ones"]:
-        size = x.shape[2:]
-        weight: Tensor = self.weight
-        if weight.shape[2:] != size:
-            weight = F.interpolate(weight, size=size, mode="bilinear" if len(size) == 2 else "trilinear")
-        return (x * weight).mean(tuple(range(2, x.dim())), keepdim=True)
+        return (x * resized(self.weight, x.shape[2:])).mean(tuple(range(2, x.dim())), keepdim=True)
