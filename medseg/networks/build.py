@@ -1,5 +1,6 @@
 """The tables of backbones and heads, and the one function that builds a network from a plan."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -12,6 +13,8 @@ from medseg.errors import PlanError
 from medseg.networks import landmark_heads
 from medseg.networks.attention_unet import attention_unet
 from medseg.networks.bisenet import bisenet
+from medseg.networks.cascade import cascade
+from medseg.networks.direction_fused import direction_fused
 from medseg.networks.distance_head import distance
 from medseg.networks.fcn import fcn
 from medseg.networks.from_monai import mednext, segresnet, swin_unetr
@@ -19,18 +22,22 @@ from medseg.networks.gra_unet import gra_unet
 from medseg.networks.heads import segmentation
 from medseg.networks.mel_net import mel_net
 from medseg.networks.multi_scale import multi_scale_unet
+from medseg.networks.object_boundary import object_boundary
 from medseg.networks.unet import resenc_unet, unet
 from medseg.networks.unpool import unpool_unet
 from medseg.networks.vnet import vnet
 from medseg.plugins import resolve
 from medseg.types.plan import Network
-from medseg.types.tensors import NetworkOutput
+from medseg.types.tensors import Decoded, NetworkOutput
 
 BuildBackbone = Callable[..., nn.Module]
 BuildHead = Callable[..., nn.Module]
 BACKBONES: Mapping[str, BuildBackbone] = {
     "unet": unet,
     "resenc_unet": resenc_unet,
+    "cascade": cascade,
+    "object_boundary": object_boundary,
+    "direction_fused": direction_fused,
     "segresnet": segresnet,
     "swin_unetr": swin_unetr,
     "mednext": mednext,
@@ -68,9 +75,10 @@ class HeadedNetwork(nn.Module):
     def forward(self, image: Float[Tensor, "b c *s"]) -> NetworkOutput:
         if self.channels_last:
             image = image.contiguous(memory_format=channels_last(image.dim() - 2))
-        features = self.backbone(image)
-        scales = features if self.training and self.deep_supervision else features[:1]
-        return merged([head(scales) for head in self.heads])
+        found = self.backbone(image)
+        found = found if isinstance(found, Decoded) else Decoded(tuple(found))
+        scales = found.features if self.training and self.deep_supervision else found.features[:1]
+        return merged([NetworkOutput(sides=found.sides), *(head(scales) for head in self.heads)])
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "HeadedNetwork":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -100,7 +108,8 @@ def build_network(network: Network, *, channels: int, outputs: int, deep_supervi
     file. Raises PlanError for unknown names and options, or a backbone without `feature_channels`.
     """
     build = resolve(network.use, BACKBONES, network.options, where="network.use")
-    backbone = build(network.topology, in_channels=channels)
+    more = {"outputs": outputs} if "outputs" in inspect.signature(build).parameters else {}
+    backbone = build(network.topology, in_channels=channels, **more)
     features = getattr(backbone, "feature_channels", None)
     if not features or not all(isinstance(n, int) for n in features):
         raise PlanError(
