@@ -1,7 +1,7 @@
 """The members of a bundle, and their joint scores for a prepared image."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from medseg.errors import BundleError, ImageError
-from medseg.inference.sliding_window import Forward, averaged, sliding_window
+from medseg.inference.sliding_window import Forward, averaged, flips, mirrored, sliding_window
 from medseg.networks.build import build_network
 from medseg.types.image import Image, Slab
 from medseg.types.plan import Plan, Precision
 from medseg.types.progress import Report, silent
 from medseg.types.result import Member, ModelBundle
+from medseg.types.sides import channel_swap
 from medseg.types.tensors import NetworkOutput
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -87,11 +88,13 @@ def predict_scores(
             f"has {image.array.shape[0]} channels",
             hint=f"the model needs {len(plan.channels)}: {', '.join(plan.channels)}",
         )
+    inference, patch = plan.inference, plan.sampling.patch
+    swap = channel_swap(plan.labels, inference.swap_axis, inference.swap_labels)
     return sliding_window(
-        averaged(members),
+        mirrored(averaged(members), flips(inference, patch), swap),
         np.asarray(image.array),
-        plan.sampling.patch,
-        plan.inference,
+        patch,
+        replace(inference, mirror_axes=()),
         outputs=plan.labels.outputs(),
         device=device,
         batch=plan.sampling.batch if plan.network.topology.ndim == 2 else 1,

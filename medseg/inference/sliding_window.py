@@ -14,6 +14,7 @@ from medseg.types.geometry import Box, Size3
 from medseg.types.image import Slab
 from medseg.types.plan import Inference
 from medseg.types.progress import Progress, Report, silent
+from medseg.types.sides import Swap
 
 Forward = Callable[[Float[Tensor, "b c z y x"]], Float[Tensor, "b k z y x"]]
 _SLAB_BYTES = 64 << 20  # yielded at once
@@ -34,13 +35,17 @@ def sliding_window(
 
     Sums are float32. Only the rows that the present window touches are held (outputs x patch z x y x x); a row is
     yielded as soon as no later window touches it. An image smaller than the patch is padded with 0 on both sides.
-    Raises BundleError if the network returns other than `outputs` channels or a number that is not finite.
+    Raises BundleError if the network returns other than `outputs` channels or a number that is not finite, PlanError if
+    mirroring exchanges labels: then give a `mirrored` network and a plan without mirror axes.
     """
+    if plan.swap_labels and plan.swap_axis in plan.mirror_axes:
+        hint = "mirror the network first, with `mirrored`"
+        raise PlanError("channels have no names to exchange", where="inference.swap_labels", hint=hint)
     shape, before, padded = _pad(image, patch)
     boxes = tile(_spatial(padded), patch, plan.overlap)
     share = shares(_spatial(padded), patch, plan)
     ring = torch.zeros((outputs, patch[0], *padded.shape[2:]), device=_place(device, outputs, patch, padded))
-    network = mirrored(forward, _flips(plan, patch))
+    network = mirrored(forward, flips(plan, patch))
     row = 0
     for first in range(0, len(boxes), batch):
         group = boxes[first : first + batch]
@@ -59,8 +64,10 @@ def sliding_window(
     yield from _flush(ring, row, row + patch[0], before, shape)
 
 
-def mirrored(forward: Forward, axes: Sequence[int]) -> Forward:
+def mirrored(forward: Forward, axes: Sequence[int], swap: Swap | None = None) -> Forward:
     """The mean of the logits over all combinations of flips of `axes` (of z, y, x), in float32.
+
+    `swap` says which channels change places where its axis is flipped, because left becomes right.
 
     >>> double = mirrored(lambda image: 2 * image, (0, 2))
     >>> double(torch.ones(1, 1, 2, 2, 2)).unique()
@@ -70,8 +77,8 @@ def mirrored(forward: Forward, axes: Sequence[int]) -> Forward:
     if wrong:
         raise PlanError(f"mirror axes {wrong} do not exist", where="inference.mirror_axes", hint="use 0, 1, 2")
     unique = sorted(set(axes))
-    flips = [tuple(2 + a for a in some) for n in range(len(unique) + 1) for some in combinations(unique, n)]
-    return averaged([_flipped(forward, dims) for dims in flips]) if unique else forward
+    every = [some for n in range(len(unique) + 1) for some in combinations(unique, n)]
+    return averaged([_flipped(forward, some, swap) for some in every]) if unique else forward
 
 
 def averaged(members: Sequence[Forward]) -> Forward:
@@ -88,13 +95,21 @@ def averaged(members: Sequence[Forward]) -> Forward:
     return mean
 
 
-def _flipped(forward: Forward, dims: tuple[int, ...]) -> Forward:
-    if not dims:
+def _flipped(forward: Forward, axes: tuple[int, ...], swap: Swap | None) -> Forward:
+    if not axes:
         return forward
-    return lambda image: forward(image.flip(dims)).flip(dims)
+    dims = [2 + axis for axis in axes]
+    order = list(swap.order) if swap is not None and swap.axis in axes else None
+
+    def flipped(image: Tensor) -> Tensor:
+        logits = forward(image.flip(dims)).flip(dims)
+        return logits if order is None else logits[:, order]
+
+    return flipped
 
 
-def _flips(plan: Inference, patch: Size3) -> list[int]:
+def flips(plan: Inference, patch: Size3) -> list[int]:
+    """The mirror axes along which a patch has more than one voxel."""
     return [axis for axis in plan.mirror_axes if axis not in (0, 1, 2) or patch[axis] > 1]
 
 

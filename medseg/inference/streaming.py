@@ -38,10 +38,12 @@ def turn_to_thinnest(
         prepared.warnings,
     )
     mirrors = tuple(order.index(axis) for axis in plan.inference.mirror_axes)
+    swap = plan.inference.swap_axis
+    swap = None if swap is None else order.index(swap)
     plan = replace(
         plan,
         sampling=replace(plan.sampling, patch=_in_order(patch, order)),
-        inference=replace(plan.inference, mirror_axes=mirrors),
+        inference=replace(plan.inference, mirror_axes=mirrors, swap_axis=swap),
     )
     return turned, plan, tuple(_turned(member, order) for member in members)
 

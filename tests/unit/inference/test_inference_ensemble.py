@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from medseg.errors import BundleError, ImageError
 from medseg.inference.ensemble import load_members, network_forward, predict_scores
+from medseg.inference.streaming import turn_to_thinnest
 from medseg.networks.build import build_network
 from medseg.types.geometry import Geometry
 from medseg.types.image import Image
@@ -128,3 +129,44 @@ def test_a_scan_with_other_channels_is_refused(tmp_path):
     image = make_image(8, 8, 8)
     with pytest.raises(ImageError, match="needs 2: T1, T2"):
         predict_scores((lambda x: x,), replace(image, array=image.array[:1]), plan, device=CPU)
+
+
+@pytest.mark.parametrize("labels", [
+    Labels((Label("kidney_left", (1,)), Label("spine", (2,)), Label("kidney_right", (3,)))),
+    Labels((Label("kidney_left", (1,)), Label("both", (1, 3)), Label("kidney_right", (3,)))),
+])  # fmt: skip
+@pytest.mark.parametrize("turned", [False, True])
+def test_mirrored_averaging_keeps_left_and_right_apart(labels, turned):
+    """A network that tells the sides by where they lie, as trained ones do; it is right on mirrored scans too."""
+    plan = replace(make_plan(3), labels=labels)
+    first = 0 if labels.are_regions() else 1
+
+    def network(image):
+        columns = torch.arange(image.shape[-1])
+        bright = image[:, 0] > 0.5
+        logits = torch.zeros(len(image), labels.outputs(), *image.shape[2:])
+        logits[:, first] = 4.0 * (bright & (columns > 4))
+        logits[:, first + 2] = 4.0 * (bright & (columns < 3))
+        return logits
+
+    def predicted(inference):
+        array = np.zeros((2, 8, 40 if turned else 8, 8), np.float32)
+        array[0, 2:6, 2:6, 6], array[0, 2:6, 2:6, 1] = 1, 1
+        image = Image(array, Geometry(array.shape[1:], (1.0, 1.0, 1.0)), ("T1", "T2"))
+        turned_image, turned_plan, members = turn_to_thinnest(image, replace(plan, inference=inference), [network])
+        assert (turned_image is image) != turned
+        return whole(predict_scores(members, turned_image, turned_plan, device=CPU))
+
+    alone = predicted(Inference())
+    pair = (("kidney_left", "kidney_right"),)
+    for axes in ((2,), (0, 2), (0, 1, 2)):
+        swapped = predicted(Inference(mirror_axes=axes, swap_axis=2, swap_labels=pair))
+        np.testing.assert_allclose(swapped, alone, atol=1e-5)
+    mixed = predicted(Inference(mirror_axes=(2,)))
+    assert not np.allclose(mixed, alone, atol=1)
+
+
+def test_the_axis_between_the_sides_turns_with_the_others():
+    plan = replace(make_plan(3), inference=Inference(mirror_axes=(1, 2), swap_axis=2, swap_labels=(("a", "b"),)))
+    _, turned, _ = turn_to_thinnest(make_image(8, 8, 40), plan, [lambda image: image])
+    assert turned.inference.mirror_axes == (2, 0) and turned.inference.swap_axis == 0

@@ -13,6 +13,7 @@ from medseg.errors import BundleError, PlanError
 from medseg.inference.sliding_window import averaged, mirrored, sliding_window
 from medseg.inference.window import bell, starts, tile
 from medseg.types.plan import Inference
+from medseg.types.sides import Swap
 
 CPU = torch.device("cpu")
 
@@ -136,6 +137,31 @@ def test_mirroring_runs_every_combination_once_and_leaves_the_window_alone():
     torch.testing.assert_close(mirrored(network, (0, 1, 2))(window), before)
     torch.testing.assert_close(window, before)
     assert len(calls) == 8 and len({tuple(call.flatten().tolist()) for call in calls}) == 8
+
+
+def test_flipping_the_axis_between_the_sides_exchanges_channels_and_others_do_not():
+    window = torch.randn(1, 3, 3, 4, 5)
+    seen = []
+
+    def network(x):
+        seen.append(x.clone())
+        return x
+
+    def by_hand(axes):
+        dims = [2 + axis for axis in axes]
+        logits = window.flip(dims).flip(dims)
+        return logits[:, [0, 2, 1]] if 2 in axes else logits
+
+    every = [(), (0,), (2,), (0, 2)]
+    expected = sum(by_hand(axes) for axes in every) / 4
+    torch.testing.assert_close(mirrored(network, (0, 2), Swap(2, (0, 2, 1)))(window), expected)
+    assert len(seen) == 4
+
+
+def test_windows_cannot_exchange_channels_that_have_no_names():
+    plan = Inference(mirror_axes=(2,), swap_axis=2, swap_labels=(("l", "r"),))
+    with pytest.raises(PlanError, match=r"swap_labels.*no names"):
+        _whole(lambda x: x, _image(1, 4, 4, 4), (4, 4, 4), plan)
 
 
 def test_an_ensemble_is_the_mean_of_its_members():
