@@ -7,21 +7,28 @@ from typing import Any
 from medseg.errors import TrainingError
 from medseg.io.files import whole_file
 
+_AXES: Mapping[str, Mapping[str, Any]] = {
+    "dice": {"ylabel": "Dice on validation patches", "ylim": (0, 1)},
+    "radial_error_mm": {"ylabel": "distance of landmarks, mm", "ylim": (0, None)},
+}
+
 
 def draw_curves(rows: Sequence[Mapping[str, float | None]], path: Path) -> None:
-    """A PNG with loss, Dice per class and learning rate over the rows of metrics.jsonl."""
+    """A PNG with loss, Dice per class, distance per landmark and learning rate over the rows of metrics.jsonl."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 9), layout="constrained")
-    top, middle, bottom = figure.subplots(3, 1, sharex=True)
-    _lines(top, rows, ("loss", "val_loss"))
-    top.set_ylabel("loss")
-    classes = sorted({name for row in rows for name in row if name.startswith("dice ")})
-    _lines(middle, rows, classes if len(classes) <= 10 else [])
-    _lines(middle, rows, ("dice",), color="black")
-    middle.set(ylabel="Dice on validation patches", ylim=(0, 1))
-    _lines(bottom, rows, ("learning_rate",))
-    bottom.set(ylabel="learning rate", xlabel="epoch")
+    kinds = [kind for kind in _AXES if any(kind in row for row in rows)] or ["dice"]
+    figure = Figure(figsize=(8, 6 + 3 * len(kinds)), layout="constrained")
+    panels = figure.subplots(2 + len(kinds), 1, sharex=True)
+    _lines(panels[0], rows, ("loss", "val_loss"))
+    panels[0].set_ylabel("loss")
+    for panel, kind in zip(panels[1:-1], kinds, strict=True):
+        names = sorted({name for row in rows for name in row if name.startswith(f"{kind} ")})
+        _lines(panel, rows, names if len(names) <= 10 else [])
+        _lines(panel, rows, (kind,), color="black")
+        panel.set(**_AXES[kind])
+    _lines(panels[-1], rows, ("learning_rate",))
+    panels[-1].set(ylabel="learning rate", xlabel="epoch")
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=80, format="png")
 

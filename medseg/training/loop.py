@@ -204,7 +204,14 @@ def _measure(
         try:
             with averaged(session.network, session.average), closing(source):  # type: ignore[type-var]
                 watched = (taught(batch, session.teacher) for batch in _until_asked(session, source))
-                measured = validate(session.network, watched, session.loss, session.plan.labels, training.precision)
+                measured = validate(
+                    session.network,
+                    watched,
+                    session.loss,
+                    session.plan.labels,
+                    training.precision,
+                    landmarks=session.plan.landmarks,
+                )
         except Interrupted:
             keep(position)
             raise
@@ -270,7 +277,7 @@ def _look_at_clock(session: Session, position: Position, clock: _Clock, full: bo
 def _said(session: Session, position: Position, clock: _Clock, row: Mapping[str, float]) -> Progress:
     step_s = pace(clock.marks)
     values = {name: value / max(position.count, 1) for name, value in position.sums.items() if name == "loss"}
-    values |= {name: value for name, value in row.items() if name.startswith("dice")}
+    values |= {name: value for name, value in row.items() if name.startswith(("dice", "radial_error_mm"))}
     if step_s:
         values["patches_per_s"] = session.plan.sampling.batch / step_s
         values["seconds_left"] = (position.total - position.step) * step_s

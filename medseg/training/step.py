@@ -1,7 +1,7 @@
 """One optimiser step and one validation pass."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -117,22 +117,45 @@ def averaged(network: nn.Module, average: Mapping[str, Tensor] | None) -> Iterat
 
 
 def validate(
-    network: nn.Module, batches: Iterable[Batch], loss: Loss, labels: Labels, precision: Precision
+    network: nn.Module,
+    batches: Iterable[Batch],
+    loss: Loss,
+    labels: Labels,
+    precision: Precision,
+    *,
+    landmarks: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Mean loss and Dice per class of the voxels of all batches together; NaN for a class that never occurs."""
+    """Mean loss, Dice per class of the voxels of all batches together, and mean distance in mm per landmark.
+
+    NaN for a class or landmark that never occurs. Tasks without classes have no Dice, those without landmarks no
+    distance, which is in pixels where scans state no spacing.
+    """
     network.eval()
     total, seen = 0.0, 0
     counts = torch.zeros(3, len(labels.items), dtype=torch.int64)
+    errors = [torch.zeros(0, len(landmarks))]
     with torch.inference_mode():
         for batch in batches:
             output = forward(network, batch, precision)
             total += float(loss(output, batch).total)
-            counts += overlaps(output.logits[0], batch.target).cpu()
+            if labels.items:
+                counts += overlaps(output.logits[0], batch.target).cpu()
+            if landmarks:
+                errors.append(distances_mm(output, batch).cpu())
             seen += 1
-    dice = {name: _dice(*row) for name, row in zip(labels.names(), counts.T.tolist(), strict=True)}
-    known = [value for value in dice.values() if not math.isnan(value)]
-    mean = sum(known) / len(known) if known else math.nan
-    return {"val_loss": total / max(seen, 1), "dice": mean, **{f"dice {name}": v for name, v in dice.items()}}
+    dice = [_dice(*row) for row in counts.T.tolist()]
+    radial = torch.cat(errors).nanmean(0).tolist()
+    found = {**_with_mean("dice", labels.names(), dice), **_with_mean("radial_error_mm", landmarks, radial)}
+    return {"val_loss": total / max(seen, 1), **found}
+
+
+def distances_mm(output: NetworkOutput, batch: Batch) -> Tensor:
+    """How far found points lie from the true ones, (b, n); NaN where a point is unknown."""
+    if output.points is None or batch.points is None:
+        raise TrainingError("there are no landmarks to compare", hint="give the plan a head that finds landmarks")
+    steps = output.points.new_tensor(batch.spacing or (1.0,) * output.points.shape[2])
+    far: Tensor = torch.linalg.vector_norm((output.points - batch.points) * steps, dim=2)
+    return far
 
 
 def overlaps(logits: Tensor, target: Tensor) -> Tensor:
@@ -152,6 +175,14 @@ def overlaps(logits: Tensor, target: Tensor) -> Tensor:
 
 def _dice(both: int, predicted: int, true: int) -> float:
     return 2 * both / (predicted + true) if predicted + true else math.nan
+
+
+def _with_mean(kind: str, names: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    """The mean of the values that are known, and each by name; nothing without names."""
+    known = [value for value in values if not math.isnan(value)]
+    mean = sum(known) / len(known) if known else math.nan
+    each = {f"{kind} {name}": value for name, value in zip(names, values, strict=True)}
+    return {kind: mean, **each} if names else {}
 
 
 def _weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:

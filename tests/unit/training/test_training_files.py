@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 from full_disk import full_disk
+from PIL import Image
 from torch import nn
 
 from medseg.errors import TrainingError
@@ -99,6 +100,17 @@ def test_curves_are_a_picture_also_without_validation(tmp_path):
     draw_curves(rows, tmp_path / "curves.png")
     draw_curves([{"epoch": 0, "loss": 1.0}], tmp_path / "few.png")
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_curves_of_landmarks_have_a_panel_of_their_own(tmp_path):
+    dice = {"dice a": 0.5, "dice": 0.5}
+    far = {"radial_error_mm": 2.0, "radial_error_mm nasion": 2.0, "radial_error_mm sella": None}
+    heights = []
+    for more in (dice, far, {**dice, **far}):
+        draw_curves([{"epoch": e, "loss": 1.0, "learning_rate": 0.1, **more} for e in (0, 1)], tmp_path / "curves.png")
+        with Image.open(tmp_path / "curves.png") as picture:
+            heights.append(picture.height)
+    assert heights[0] == heights[1] < heights[2]
 
 
 def test_a_second_run_is_refused_with_the_process_of_the_first(tmp_path):

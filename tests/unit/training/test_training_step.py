@@ -6,7 +6,7 @@ from tiny_run import tiny_plan
 from torch import nn
 
 from medseg.errors import TrainingError
-from medseg.losses.build import build_loss
+from medseg.losses.build import LossValue, build_loss
 from medseg.networks.build import build_network
 from medseg.training.step import (
     averaged,
@@ -149,3 +149,22 @@ def test_validation_pools_voxels_over_batches():
     assert found["dice a"] == pytest.approx(2 * 3 / 9)
     assert math.isnan(found["dice b"])
     assert found["dice"] == found["dice a"] and math.isfinite(found["val_loss"])
+
+
+def test_validation_measures_landmarks_in_mm_and_survives_without_classes():
+    class Finds(nn.Module):
+        def forward(self, image):
+            return NetworkOutput(heatmaps=image, points=torch.tensor([[[1.0, 2.0], [0.0, 0.0]]]))
+
+    nan = math.nan
+    batches = [
+        Batch(torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4).long(), torch.tensor([points]), (3.0, 4.0))
+        for points in ([[0.0, 1.0], [nan, nan]], [[1.0, 0.0], [nan, nan]])
+    ]
+    empty = Labels(())
+    loss = lambda *_: LossValue(torch.tensor(2.0), {})  # noqa: E731
+    found = validate(Finds(), batches, loss, empty, "fp32", landmarks=("a", "b"))
+    assert found["radial_error_mm a"] == pytest.approx((5.0 + 8.0) / 2)
+    assert math.isnan(found["radial_error_mm b"])
+    assert found["radial_error_mm"] == found["radial_error_mm a"]
+    assert found["val_loss"] == 2.0 and not any(name.startswith("dice") for name in found)
