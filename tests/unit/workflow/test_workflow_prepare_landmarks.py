@@ -1,0 +1,93 @@
+"""Landmarks from their files into the cache of prepared cases."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from phantoms import write_scan
+from tiny_run import tiny_plan
+
+from medseg.errors import DatasetError, PlanError
+from medseg.io.cache import open_case
+from medseg.io.datasets import read_dataset
+from medseg.io.landmarks import write_landmarks
+from medseg.types.geometry import Box
+from medseg.types.labels import Labels
+from medseg.types.landmarks import Landmarks
+from medseg.workflow.train import prepare, train
+
+NAMES = ("tip", "unknown", "base")
+PLACES = np.array([[5.0, 12.0, 18.0], [np.nan] * 3, [15.0, 3.0, 6.0]])  # mm, x y z
+
+
+def bright_at_points(folder):
+    """A scan of 2 x 1 x 1 mm that is bright in one voxel at each point, stored from right to left by NIfTI."""
+    image = np.zeros((14, 24, 20), np.float32)
+    image[9, 12, 5], image[3, 3, 15] = 100, 200
+    write_scan(image, folder / "imagesTr/a_0000.nii.gz")
+    content = {"channel_names": {"0": "MR"}, "landmarks": {"names": list(NAMES)}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    (folder / "landmarksTr").mkdir()
+    write_landmarks(Landmarks(NAMES, PLACES), folder / "landmarksTr/a.mrk.json")
+    return read_dataset(folder)
+
+
+def landmark_plan(**preprocess):
+    plan = replace(tiny_plan(), labels=Labels(()), landmarks=NAMES)
+    return replace(plan, preprocess=replace(plan.preprocess, **preprocess))
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "size"),
+    [
+        ({}, (14, 24, 20)),
+        ({"orientation": "RAS"}, (14, 24, 20)),
+        ({"orientation": "PSL"}, (20, 14, 24)),
+        ({"crop": "nonzero"}, (7, 10, 11)),
+    ],
+)
+def test_points_lie_on_the_prepared_grid_where_the_scan_is_bright(tmp_path, preprocess, size):
+    dataset = bright_at_points(tmp_path)
+    cache = prepare(landmark_plan(**preprocess), dataset, tmp_path / "run", workers=1)
+    case = open_case(cache, "a")
+    assert case.shape == size
+    image, labels = case.read(Box((0, 0, 0), case.shape))
+    assert not labels.any() and case.foreground == {}
+    assert np.isnan(case.points[1]).all()
+    brightest = [np.argwhere(image[0] == value)[0] for value in np.sort(np.unique(image))[-2:]]
+    assert case.points[[0, 2]] == pytest.approx(np.array(brightest), abs=1e-6)
+
+
+def test_points_follow_a_resampled_grid_within_its_voxels(tmp_path):
+    dataset = bright_at_points(tmp_path)
+    cache = prepare(landmark_plan(spacing_mm=(1.0, 0.5, 2.0)), dataset, tmp_path / "run", workers=1)
+    case = open_case(cache, "a")
+    assert case.shape == (28, 48, 10)
+    assert case.points[0] == pytest.approx((9 * 2 + 0.5, 12 * 2 + 0.5, 5 / 2 - 0.25))
+
+
+def test_a_landmark_file_that_changes_makes_its_case_stale_and_no_other(tmp_path):
+    dataset = bright_at_points(tmp_path)
+    plan = landmark_plan()
+    cache = prepare(plan, dataset, tmp_path / "run", workers=1)
+    before = (cache / "a.json").stat().st_mtime_ns
+    prepare(plan, dataset, tmp_path / "run", workers=1)
+    assert (cache / "a.json").stat().st_mtime_ns == before
+    write_landmarks(Landmarks(NAMES, PLACES + 1), tmp_path / "landmarksTr/a.mrk.json")
+    prepare(plan, dataset, tmp_path / "run", workers=1)
+    assert open_case(cache, "a").points[0] == pytest.approx((9.5, 13, 6))
+    assert prepare(replace(plan, landmarks=NAMES[::-1]), dataset, tmp_path / "run", workers=1) != cache
+
+
+def test_a_damaged_landmark_file_is_named(tmp_path):
+    dataset = bright_at_points(tmp_path)
+    (tmp_path / "landmarksTr/a.mrk.json").write_text("{")
+    with pytest.raises(DatasetError, match=r"a: .*a\.mrk\.json"):
+        prepare(landmark_plan(), dataset, tmp_path / "run", workers=1)
+
+
+def test_a_plan_for_other_landmarks_is_refused(tmp_path):
+    bright_at_points(tmp_path)
+    with pytest.raises(PlanError, match="landmarks differ from the data set's"):
+        train(replace(landmark_plan(), landmarks=("tip",)), tmp_path, tmp_path / "run", device="cpu")
