@@ -8,6 +8,7 @@ from medseg.errors import PlanError
 from medseg.io.records import read_record
 from medseg.plugins import code_ref, resolve
 from medseg.types.plan import Adversary, LossTerm, Network, Plan, Step
+from medseg.workflow.switches import refuse_fights
 
 Table = Mapping[str, Callable[..., Any]]
 
@@ -26,7 +27,7 @@ def load_plan(path: str | Path) -> Plan:
 
 
 def check_plan(plan: Plan) -> tuple[str, ...]:
-    """Every step resolves and its options fit; the modules of foreign code it names ("module:function").
+    """Every step resolves, its options fit and no two fight; the modules of foreign code ("module:function") it names.
 
     Raises PlanError naming the field.
     """
@@ -35,12 +36,13 @@ def check_plan(plan: Plan) -> tuple[str, ...]:
         resolve(step.use, table, step.options, where=where)
         refs.append(code_ref(step.use))
     _check_names(plan)
+    refuse_fights(plan)
     return tuple(dict.fromkeys(ref for ref in refs if ref is not None))
 
 
 def _steps(plan: Plan) -> Iterator[tuple[str, Step | Network | LossTerm | Adversary, Table]]:
     from medseg.augment.chain import AUGMENT
-    from medseg.losses.build import LOSSES
+    from medseg.losses.build import LOSSES, WHOLE_LOSSES
     from medseg.networks.build import BACKBONES, HEADS
     from medseg.networks.critics import CRITICS
     from medseg.postprocess.chain import CLEAN
@@ -55,7 +57,7 @@ def _steps(plan: Plan) -> Iterator[tuple[str, Step | Network | LossTerm | Advers
     lists: tuple[tuple[str, tuple[Step | LossTerm, ...], Table], ...] = (
         ("preprocess.intensity", plan.preprocess.intensity, INTENSITY),
         ("network.heads", plan.network.heads, HEADS),
-        ("training.losses", plan.training.losses, LOSSES),
+        ("training.losses", plan.training.losses, {**LOSSES, **WHOLE_LOSSES}),
         ("training.augment", plan.training.augment, AUGMENT),
         ("postprocess", plan.postprocess, CLEAN),
     )

@@ -14,6 +14,7 @@ from medseg.planning.planner import make_plans
 from medseg.types.fingerprint import Fingerprint
 from medseg.types.plan import Budget, Network, Options, Plan, Sampling, Training
 from medseg.types.progress import Report, silent
+from medseg.workflow.check_plan import check_plan
 
 if TYPE_CHECKING:
     from medseg.planning.fit import SecondsOf
@@ -47,6 +48,8 @@ def plan(
     else:
         budget, seconds_of = _stopwatch(fingerprint, budget)
         plans = make_plans(fingerprint, budget, preset, wishes=wishes, seconds_of=seconds_of)
+    for made in plans:
+        check_plan(made)
     write_record(fingerprint, out / "fingerprint.json")
     written = {f"plan-{config_name(made)}.json": made for made in plans}
     for name, made in written.items():

@@ -28,6 +28,7 @@ from medseg.types.progress import Progress, Report, silent
 from medseg.types.result import ModelBundle
 from medseg.workflow.check_plan import check_plan, load_plan
 from medseg.workflow.devices import resolve_device, resolve_precision
+from medseg.workflow.switches import say_doubts
 from medseg.workflow.teacher import open_teacher
 from medseg.workflow.validation import Validated, clean_and_score, validate_fold
 
@@ -82,6 +83,7 @@ def train(
     """
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     refs = check_plan(plan)
+    say_doubts(plan)
     out = Path(out)
     data = read_dataset(Path(dataset))
     _check_match(plan, data)

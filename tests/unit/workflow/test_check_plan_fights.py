@@ -1,0 +1,226 @@
+"""Every pair of switches that fight is refused with its sentence, and each of them alone is not."""
+
+from dataclasses import replace
+
+import pytest
+from tiny_run import tiny_plan
+
+from medseg.errors import PlanError
+from medseg.types.labels import Label, Labels
+from medseg.types.plan import Adversary, Inference, LossTerm, Plan, Step
+from medseg.workflow import switches
+from medseg.workflow.check_plan import check_plan
+from medseg.workflow.switches import DOUBTS, FIGHTS, doubts
+
+KIDNEYS = Labels((Label("kidney_left", (1,)), Label("kidney_right", (2,)), Label("liver", (3,))))
+REGIONS = Labels((Label("whole", (1, 2)), Label("core", (2,))))
+DICE = LossTerm(1.0, "dice")
+
+
+def losses(*terms: str | LossTerm) -> Plan:
+    return tiny_plan(losses=tuple(LossTerm(1.0, term) if isinstance(term, str) else term for term in terms))
+
+
+def term(use: str, **options: object) -> LossTerm:
+    return LossTerm(1.0, use, options)  # type: ignore[arg-type]
+
+
+def network(*heads: Step, **changes: object) -> Plan:
+    """With other heads; `changes` are of the plan, or `use`, `options` and `losses`."""
+    plan = tiny_plan(
+        losses=changes.pop("losses", (LossTerm(1.0, "dice_ce"),)), adversary=changes.pop("adversary", None)
+    )
+    built = replace(
+        plan.network,
+        use=changes.pop("use", "unet"),
+        options=changes.pop("options", {}),
+        heads=heads or plan.network.heads,
+    )
+    return replace(plan, network=built, **changes)  # type: ignore[arg-type]
+
+
+def batch(size: int, **options: object) -> Plan:
+    plan = network(options=options)
+    return replace(plan, sampling=replace(plan.sampling, batch=size))
+
+
+def mirrored(*steps: Step, orientation: str = "LPS", inference: Inference | None = None) -> Plan:
+    plan = tiny_plan(labels=KIDNEYS, augment=steps)
+    changed = replace(plan, preprocess=replace(plan.preprocess, orientation=orientation))
+    return changed if inference is None else replace(changed, inference=inference)
+
+
+SWAPS = {"swap_axis": 2, "swap_values": [1, 2]}
+DSNT = Step("dsnt", {"points": 2})
+LANDMARKS = ("a", "b")
+# Rule, field, a part of the sentence, plan.
+ROWS = [
+    ("focal_and_class_weights", "training.losses", "alpha", losses("focal", "weighted_cross_entropy")),
+    (
+        "focal_and_class_weights",
+        "training.losses",
+        "weigh the classes",
+        losses("focal", term("pixel_cross_entropy", weights=[1.0, 2.0, 3.0])),
+    ),
+    ("ohem_and_focal", "training.losses", "hard voxels", losses("focal", term("ohem", min_kept=9))),
+    (
+        "ohem_and_pixel_weights",
+        "training.losses",
+        "by loss and one by place",
+        losses("pixel_cross_entropy", term("ohem", min_kept=9)),
+    ),
+    ("ohem_that_keeps_all", "training.losses", "4096", losses("ohem")),
+    ("overlap_twice", "training.losses", "dice_ce and dice ", losses("dice_ce", "dice")),
+    ("overlap_twice", "training.losses", "overlap twice", losses("dice_ce", "generalised_dice")),
+    ("overlap_twice", "training.losses", "overlap twice", losses("tversky", "dice")),
+    ("overlap_twice", "training.losses", "overlap twice", losses("dice_ce", "distillation")),
+    ("cross_entropy_twice", "training.losses", "cross-entropy twice", losses("dice_ce", "cross_entropy")),
+    (
+        "cross_entropy_twice",
+        "training.losses",
+        "cross-entropy twice",
+        losses(DICE, "weighted_cross_entropy", "pixel_cross_entropy"),
+    ),
+    (
+        "class_weights_that_do_not_fit",
+        "training.losses[1].options.weights",
+        "2 numbers for 3",
+        losses("dice", term("weighted_cross_entropy", weights=[1.0, 2.0])),
+    ),
+    (
+        "class_weights_that_do_not_fit",
+        "training.losses[0].options.alpha",
+        "3 numbers for 2",
+        tiny_plan(labels=REGIONS, losses=(term("focal", alpha=[0.1, 0.2, 0.3]),)),
+    ),
+    (
+        "classes_that_do_not_exist",
+        "training.losses[1].options.classes",
+        "labels [3]",
+        losses("dice_ce", term("cldice", classes=[1, 3])),
+    ),
+    (
+        "classes_that_do_not_exist",
+        "training.losses[1].options.classes",
+        "no label",
+        losses("dice_ce", term("cldice", classes=[])),
+    ),
+    ("losses_without_their_part", "training.losses[1]", "needs dsnt", losses("dice_ce", "dsnt")),
+    ("losses_without_their_part", "training.losses[1]", "needs heatmap", losses("dice_ce", "heatmap")),
+    ("losses_without_their_part", "training.losses[1]", "needs distance", losses("dice_ce", "distance")),
+    (
+        "losses_without_their_part",
+        "training.losses[0]",
+        "needs segmentation",
+        network(DSNT, landmarks=LANDMARKS, losses=(LossTerm(1.0, "dice_ce"), LossTerm(1.0, "dsnt"))),
+    ),
+    (
+        "losses_without_their_part",
+        "training.adversary",
+        "judges label maps",
+        network(DSNT, landmarks=LANDMARKS, losses=(LossTerm(1.0, "dsnt"),), adversary=Adversary("consistency")),
+    ),
+    (
+        "parts_without_their_loss",
+        "network.heads[1]",
+        "teach the head dsnt",
+        network(Step("segmentation"), DSNT, landmarks=LANDMARKS),
+    ),
+    (
+        "points_without_names",
+        "network.heads[1].options.points",
+        "names 1 landmarks",
+        network(Step("segmentation"), DSNT, landmarks=("a",), losses=(LossTerm(1.0, "dice_ce"), LossTerm(1.0, "dsnt"))),
+    ),
+    ("batch_norm_of_one_sample", "sampling.batch", "batch norm", batch(1, norm="batch")),
+    ("batch_norm_of_one_sample", "sampling.batch", "switchable", batch(1, norm="switchable")),
+    ("batch_norm_of_one_sample", "sampling.batch", "repvgg", batch(1, encoder="repvgg")),
+    ("mirrored_sides", "training.augment[1].options", "kidney_left", mirrored(Step("noise"), Step("mirror"))),
+    (
+        "mirrored_sides",
+        "training.augment[0].options",
+        "mirroring z",
+        mirrored(Step("mirror", {"axes": [0]}), orientation="PSL"),
+    ),
+    (
+        "mirrored_sides",
+        "inference.mirror_axes",
+        "not exchanged",
+        mirrored(inference=Inference(mirror_axes=(2,))),
+    ),
+    (
+        "mirrored_sides",
+        "inference.mirror_axes",
+        "not exchanged",
+        mirrored(inference=Inference(mirror_axes=(1, 2), swap_axis=2, swap_labels=(("liver", "spleen"),))),
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "where", "said", "plan"), ROWS)
+def test_switches_that_fight_are_refused_with_the_reason(rule: str, where: str, said: str, plan: Plan) -> None:
+    fights = list(getattr(switches, rule)(plan))
+    assert fights and fights[0].where == where and said in fights[0].what and fights[0].hint
+    with pytest.raises(PlanError) as caught:
+        check_plan(plan)
+    assert any(caught.value.what == fight.what for known in FIGHTS for fight in known(plan))
+
+
+def test_every_rule_has_a_row() -> None:
+    assert {rule.__name__ for rule in FIGHTS} == {row[0] for row in ROWS}
+    assert {rule.__name__ for rule in DOUBTS} == {row[0] for row in DOUBTFUL}
+
+
+PEACE = {
+    "plain": tiny_plan(),
+    "dice and cross-entropy": losses("dice", "cross_entropy"),
+    "dice alone twice named": losses(term("dice_ce", dice_weight=0.0), "tversky"),
+    "focal without alpha": losses("dice", term("focal", alpha=None), "weighted_cross_entropy"),
+    "focal": losses("dice", "focal"),
+    "a teacher without labels": losses("dice_ce", term("distillation", alpha=1)),
+    "ohem": losses("dice", term("ohem", min_kept=100)),
+    "weights": losses("dice", term("weighted_cross_entropy", weights=[1.0, 2.0, 3.0])),
+    "region weights": tiny_plan(labels=REGIONS, losses=(term("focal", alpha=[0.1, 0.2]),)),
+    "centre lines": losses("dice_ce", term("cldice", classes=[2])),
+    "code of one's own": losses("dice_ce", "statistics:fmean"),
+    "a head of one's own": network(Step("segmentation"), Step("statistics:fmean")),
+    "landmarks": network(DSNT, landmarks=LANDMARKS, losses=(LossTerm(1.0, "dsnt"),)),
+    "both": network(
+        Step("segmentation"), DSNT, landmarks=LANDMARKS, losses=(LossTerm(1.0, "dice_ce"), LossTerm(1.0, "dsnt"))
+    ),
+    "a head without number of points": network(
+        Step("segmentation"), Step("distance"), losses=(LossTerm(1.0, "dice_ce"), LossTerm(1.0, "distance"))
+    ),
+    "batch norm": batch(2, norm="batch"),
+    "instance norm": batch(1),
+    "switchable without batch norm": batch(1, norm="switchable_no_bn"),
+    "mirroring another axis": mirrored(Step("mirror", {"axes": [0, 1]}), inference=Inference(mirror_axes=(0, 1))),
+    "mirroring with exchange": mirrored(
+        Step("mirror", {"axes": [2], **SWAPS}),
+        inference=Inference(mirror_axes=(2,), swap_axis=2, swap_labels=(("kidney_left", "kidney_right"),)),
+    ),
+    "no known sides": mirrored(Step("mirror"), orientation="stored"),
+}
+
+
+@pytest.mark.parametrize("name", PEACE)
+def test_switches_that_do_not_fight_are_left_alone(name: str) -> None:
+    assert [fight for rule in FIGHTS for fight in rule(PEACE[name])] == []
+
+
+DOUBTFUL = [
+    ("batch_norm_of_few_samples", "noisy", batch(2, norm="batch")),
+    ("repvgg_without_its_norm", "cannot be fused", batch(2, encoder="repvgg", norm="instance")),
+    ("deep_supervision_of_one_scale", "no coarser scale", tiny_plan()),
+]
+
+
+@pytest.mark.parametrize(("rule", "said", "plan"), DOUBTFUL)
+def test_what_is_hardly_meant_is_said_and_not_refused(rule: str, said: str, plan: Plan) -> None:
+    found = list(getattr(switches, rule)(plan))
+    assert len(found) == 1 and said in found[0].what and found[0] in doubts(plan)
+
+
+def test_nothing_is_doubtful_about_a_larger_batch_and_one_scale_asked_for() -> None:
+    plan = batch(8, norm="batch")
+    assert doubts(replace(plan, training=replace(plan.training, deep_supervision=False))) == ()
