@@ -4,12 +4,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 from medseg.plugins import resolve
 from medseg.postprocess.components import drop_small, keep_largest
+from medseg.postprocess.contours import refine_contours
 from medseg.postprocess.fill import fill_holes
 from medseg.types.image import LabelMap
 from medseg.types.plan import Step
 
 Clean = Callable[..., LabelMap]
-CLEAN: Mapping[str, Clean] = {"drop_small": drop_small, "fill_holes": fill_holes, "keep_largest": keep_largest}
+CLEAN: Mapping[str, Clean] = {
+    "drop_small": drop_small,
+    "fill_holes": fill_holes,
+    "keep_largest": keep_largest,
+    "refine_contours": refine_contours,
+}
 
 
 def clean(labels: LabelMap, steps: Sequence[Step]) -> LabelMap:

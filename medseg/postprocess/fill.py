@@ -21,7 +21,7 @@ def fill_holes(labels: LabelMap, *, names: Sequence[str] = (), max_mm3: float = 
     array = labels.array.copy()
     boxes = find_objects(array)
     for label in chosen(labels.labels, names):
-        box = _joint_box(boxes, voxel_values(label))
+        box = joint_box(boxes, voxel_values(label))
         if box is None:
             continue
         crop = array[box]
@@ -37,7 +37,7 @@ def fill_holes(labels: LabelMap, *, names: Sequence[str] = (), max_mm3: float = 
     return replace(labels, array=array)
 
 
-def _joint_box(boxes: Sequence[tuple[slice, ...] | None], values: Sequence[int]) -> tuple[slice, ...] | None:
+def joint_box(boxes: Sequence[tuple[slice, ...] | None], values: Sequence[int]) -> tuple[slice, ...] | None:
     """The smallest box around several values, from scipy's box of each value 1, 2, ...; None if all are absent."""
     present = [box for value in values if value <= len(boxes) and (box := boxes[value - 1]) is not None]
     if not present:
