@@ -118,3 +118,19 @@ class CaseScores:
     unit: Literal["mm", "px"] = "mm"
     status: Literal["ok", "failed"] = "ok"
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class LandmarkScores:
+    """Distances in mm of one case, by the landmarks that the reference places (pixels where scans have no spacing).
+
+    `errors_mm` are those of the prediction, NaN where it misses a landmark; `reader_mm` those of a second reader, where
+    there is one. `extra` are landmarks that only the prediction places.
+    """
+
+    case_id: str
+    errors_mm: Mapping[str, float]
+    reader_mm: Mapping[str, float] = field(default_factory=dict)
+    extra: tuple[str, ...] = ()
+    status: Literal["ok", "failed"] = "ok"
+    error: str | None = None
