@@ -8,6 +8,7 @@ from torch import Tensor
 
 from medseg.errors import PlanError
 from medseg.losses import landmarks
+from medseg.losses.boundary import boundary, gg_net
 from medseg.losses.cldice import cldice
 from medseg.losses.cross_entropy import pixel_cross_entropy, weighted_cross_entropy
 from medseg.losses.dice import cross_entropy, dice, dice_ce
@@ -46,6 +47,8 @@ WHOLE_LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "distance": distance,
     "side": side,
     "object_boundary": object_boundary,
+    "gg_net": gg_net,
+    "boundary": boundary,
 }
 
 
