@@ -8,8 +8,10 @@ from types import MappingProxyType
 
 import torch
 
+from medseg.augment.cbct import cupping, metal_streak, offset, ring, truncation
 from medseg.augment.intensity import blur, brightness, contrast, gamma, low_resolution, noise, speckle
 from medseg.augment.spatial import affine, centre_crop, draw_matrix, mirror, rotation
+from medseg.augment.ultrasound import attenuation, shadow, time_gain
 from medseg.plugins import resolve
 from medseg.types.geometry import Size3
 from medseg.types.plan import Step
@@ -20,14 +22,22 @@ Augment = Callable[..., Patch]
 AUGMENT: Mapping[str, Augment] = MappingProxyType(
     {
         "affine": affine,
+        "attenuation": attenuation,
         "blur": blur,
         "brightness": brightness,
         "contrast": contrast,
+        "cupping": cupping,
         "gamma": gamma,
         "low_resolution": low_resolution,
+        "metal_streak": metal_streak,
         "mirror": mirror,
         "noise": noise,
+        "offset": offset,
+        "ring": ring,
+        "shadow": shadow,
         "speckle": speckle,
+        "time_gain": time_gain,
+        "truncation": truncation,
     }
 )
 

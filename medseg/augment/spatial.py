@@ -23,6 +23,7 @@ def affine(
     scale_low: float = 0.7,
     scale_high: float = 1.4,
     in_plane: bool = False,
+    pivot: Sequence[float] = (),
     size: Sequence[int] | None = None,
 ) -> Patch:
     """Rotate and zoom about the centre, each with chance `p`, in one interpolation, and crop to `size` (z, y, x).
@@ -30,7 +31,8 @@ def affine(
     Rotation is uniform within +-`degrees` about every axis; the scale is uniform below or above 1, and above 1 sees
     more of the scan. `in_plane` leaves the first axis of 3D patches alone. Images are interpolated linearly, labels are
     the largest of the linearly interpolated indicators; outside is 0. Points go where their voxels go, also out of the
-    patch. Where neither fires, the patch is only cropped.
+    patch. Where neither fires, the patch is only cropped. `pivot` turns about another place than the centre, in shares
+    of the patch along the axes that turn: (-0.1, 0.5) is the probe above the middle of an ultrasound frame (y, x).
     """
     ndim = patch.image.ndim - 1
     out = tuple(patch.image.shape[1:]) if size is None else tuple(size)[-ndim:]
@@ -38,10 +40,11 @@ def affine(
     matrix = draw_matrix(rng, flat=flat, p=p, degrees=degrees, scale_low=scale_low, scale_high=scale_high)
     if matrix is None:
         return centre_crop(patch, out)
+    shift = _shift(matrix, pivot, out)
     if flat and ndim == 3:
-        return _each_slice(centre_crop(patch, (out[0], *patch.image.shape[2:])), matrix, out)
-    image, labels = _sample(patch.image[None], patch.labels[None], matrix, out)
-    return replace(patch, image=image[0], labels=labels[0], points=_points(patch, matrix, out))
+        return _each_slice(centre_crop(patch, (out[0], *patch.image.shape[2:])), matrix, shift, out)
+    image, labels = _sample(patch.image[None], patch.labels[None], matrix, out, shift)
+    return replace(patch, image=image[0], labels=labels[0], points=_points(patch, matrix, shift, out))
 
 
 def draw_matrix(
@@ -117,19 +120,30 @@ def _zoom(low: float, high: float, coin: float, share: float) -> float:
     return start + (stop - start) * share
 
 
-def _each_slice(patch: Patch, matrix: Tensor, out: Sequence[int]) -> Patch:
-    image, labels = _sample(patch.image.transpose(0, 1), patch.labels.transpose(0, 1), matrix, out[1:])
+def _shift(matrix: Tensor, pivot: Sequence[float], out: Sequence[int]) -> Tensor:
+    """What to add to offsets from the centre so that `pivot` stays where it is."""
+    if len(pivot) not in (0, len(matrix)):
+        what = f"pivot {list(pivot)} for {len(matrix)} axes that turn"
+        raise PlanError(what, where="affine", hint="give one share of the patch per axis, or none for the centre")
+    if not pivot:
+        return torch.zeros(len(matrix))
+    still = torch.tensor([(share - 0.5) * n for share, n in zip(pivot, out[-len(matrix) :], strict=True)])
+    return still - matrix @ still
+
+
+def _each_slice(patch: Patch, matrix: Tensor, shift: Tensor, out: Sequence[int]) -> Patch:
+    image, labels = _sample(patch.image.transpose(0, 1), patch.labels.transpose(0, 1), matrix, out[1:], shift)
     image, labels = image.transpose(0, 1).contiguous(), labels.transpose(0, 1).contiguous()
-    return replace(patch, image=image, labels=labels, points=_points(patch, matrix, out))
+    return replace(patch, image=image, labels=labels, points=_points(patch, matrix, shift, out))
 
 
-def _points(patch: Patch, matrix: Tensor, out: Sequence[int]) -> Tensor | None:
-    """Where the points of a patch are in the `out` voxels that are sampled at `matrix` times the offset."""
+def _points(patch: Patch, matrix: Tensor, shift: Tensor, out: Sequence[int]) -> Tensor | None:
+    """Where the points of a patch are in the `out` voxels that are sampled at `matrix` times the offset + `shift`."""
     if patch.points is None:
         return None
     points, turned = patch.points.clone(), len(matrix)
     middle = [(n - 1) / 2 for n in patch.image.shape[-turned:]]
-    offset = points[:, -turned:] - points.new_tensor(middle)
+    offset = points[:, -turned:] - points.new_tensor(middle) - shift.to(points)
     points[:, -turned:] = offset @ torch.linalg.inv(matrix).T.to(offset)
     points[:, -turned:] += points.new_tensor([(n - 1) / 2 for n in out[-turned:]])
     return points
@@ -151,12 +165,15 @@ def _order(count: int, swaps: Sequence[int]) -> list[int]:
     return order
 
 
-def _sample(image: Tensor, labels: Tensor, matrix: Tensor, out: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Image (b, c, *s) and labels (b, 1, *s) at `matrix` times the offset from the centre, on `out` voxels."""
+def _sample(
+    image: Tensor, labels: Tensor, matrix: Tensor, out: Sequence[int], shift: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Image (b, c, *s), labels (b, 1, *s) at `matrix` times the offset from the centre + `shift`, on `out` voxels."""
     place = _places(matrix.to(image.device), image.shape[2:], out)
+    place = place if shift is None else place + shift.to(image.device)
     scale = torch.tensor([2.0 / n for n in image.shape[2:]], device=image.device)
-    shift = torch.tensor([1.0 / n - 1 for n in image.shape[2:]], device=image.device)
-    grid = torch.addcmul(shift, place, scale).flip(-1).expand(image.shape[0], *[-1] * (len(out) + 1))
+    first = torch.tensor([1.0 / n - 1 for n in image.shape[2:]], device=image.device)
+    grid = torch.addcmul(first, place, scale).flip(-1).expand(image.shape[0], *[-1] * (len(out) + 1))
     values = _present(labels)
     many = len(values) > _FEW
     fields = _ranks(labels, values) if many else [(labels == value).to(image.dtype) for value in values]

@@ -275,3 +275,34 @@ def test_swaps_that_are_no_pairs_are_refused():
     for options in ({"swap_values": [1]}, {"swap_points": [0, 1, 1, 2]}):
         with pytest.raises(PlanError, match="no pairs"):
             mirror(sided(), generator(), **options)
+
+
+@pytest.mark.parametrize("shape", [(41, 31), (3, 41, 31)])
+def test_turning_about_the_probe_keeps_what_lies_there_and_moves_what_is_far(shape):
+    image = torch.zeros(1, *shape)
+    image[..., 20, 15] = 1.0
+    point = torch.tensor([[*[1.0] * (len(shape) - 2), 20.0, 15.0], [*[1.0] * (len(shape) - 2), 0.0, 15.0]])
+    patch = Patch(image, torch.zeros(1, *shape, dtype=torch.int16), point)
+    out = affine(
+        patch,
+        torch.Generator().manual_seed(1),
+        p=1.0,
+        degrees=20.0,
+        scale_low=1.0,
+        scale_high=1.0,
+        in_plane=len(shape) == 3,
+        pivot=(0.5 / 41, 0.5),
+    )
+    plane = out.image[0].reshape(-1, 41, 31)[0]
+    y, x = torch.meshgrid(torch.arange(41.0), torch.arange(31.0), indexing="ij")
+    centroid = torch.stack([(plane * y).sum(), (plane * x).sum()]) / plane.sum()
+    torch.testing.assert_close(out.points[0, -2:], centroid, atol=0.05, rtol=0)
+    assert (out.points[0, -2:] - torch.tensor([20.0, 15.0])).norm() > 1.0
+    torch.testing.assert_close(out.points[1, -2:], torch.tensor([0.0, 15.0]), atol=1e-3, rtol=0)
+
+
+def test_a_pivot_of_another_dimension_is_refused():
+    with pytest.raises(PlanError, match="pivot"):
+        affine(
+            Patch(torch.zeros(1, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int16)), torch.Generator(), p=1.0, pivot=(0.5,)
+        )
