@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from medseg.types.plan import Topology as Topology
     from medseg.types.progress import Progress as Progress
     from medseg.types.result import CaseScores as CaseScores
+    from medseg.types.result import LandmarkScores as LandmarkScores
     from medseg.types.result import ModelBundle as ModelBundle
     from medseg.types.result import Prediction as Prediction
     from medseg.types.result import RunReport as RunReport
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from medseg.workflow.check_plan import load_plan as load_plan
     from medseg.workflow.convert import convert as convert
     from medseg.workflow.evaluate import evaluate as evaluate
+    from medseg.workflow.evaluate_landmarks import evaluate_landmarks as evaluate_landmarks
     from medseg.workflow.inspect import inspect as inspect
     from medseg.workflow.networks import list_networks as list_networks
     from medseg.workflow.overlays import overlay_png as overlay_png
@@ -76,12 +78,13 @@ _HOMES = {
     "medseg.types.landmarks": ("Landmarks",),
     "medseg.types.plan": ("Budget", "LossTerm", "Network", "Plan", "Step", "Topology"),
     "medseg.types.progress": ("Progress",),
-    "medseg.types.result": ("CaseScores", "ModelBundle", "Prediction", "RunReport"),
+    "medseg.types.result": ("CaseScores", "LandmarkScores", "ModelBundle", "Prediction", "RunReport"),
     "medseg.types.tensors": ("Batch", "NetworkOutput"),
     "medseg.workflow.check_dataset": ("check_dataset",),
     "medseg.workflow.check_plan": ("check_plan", "load_plan"),
     "medseg.workflow.convert": ("convert",),
     "medseg.workflow.evaluate": ("evaluate",),
+    "medseg.workflow.evaluate_landmarks": ("evaluate_landmarks",),
     "medseg.workflow.inspect": ("inspect",),
     "medseg.workflow.networks": ("list_networks",),
     "medseg.workflow.overlays": ("overlay_png",),

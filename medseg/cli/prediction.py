@@ -129,16 +129,17 @@ def evaluate(
     ultrasound: Path | None = None,
     out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None,
 ) -> int:
-    """Score label maps against references of the same name: overlap, surface distances, volumes, lesions.
+    """Score label maps or landmarks against references of the same name: overlap, surfaces, volumes; radial errors.
 
     Example: medseg evaluate OUT DATA/labelsTs --labels DATA/dataset.json -o scores
+    second_reader: Path | None = None,
 
     Parameters
     ----------
     predictions
-        Folder of predicted label maps, or one file.
+        Folder of predicted label maps or landmark files, or one file.
     references
-        Folder of reference label maps named alike, or one file.
+        Folder of references named alike, or one file.
     labels
         dataset.json, plan or bundle that names the classes; by default the dataset.json beside the references,
         or else each value is a class.
@@ -147,13 +148,43 @@ def evaluate(
     ultrasound
         Folder of the ultrasound images, named like the label maps: only what lies within their fan is scored.
     out
-        Folder for scores.json and scores.csv.
+        Folder for scores.json and scores.csv, and of landmarks landmarks.json and landmarks.csv.
     """
     from medseg.cli.progress import shown_progress
     from medseg.workflow import evaluate as job
+    second_reader
+        Folder of landmark files of another person, whose distance to the references is shown beside.
 
     with shown_progress() as report:
         names = job.read_label_names(labels) if labels else None
+    from medseg.workflow.evaluate_landmarks import what_to_score
+
+    masks, points = what_to_score(predictions, references)
+    codes = [_evaluate_masks(predictions, references, labels, tolerance, ultrasound, out)] if masks else []
+    codes += [_evaluate_points(predictions, references, second_reader, out)] if points else []
+    return FAILED if FAILED in codes else OK
+
+
+def _evaluate_points(predictions: Path, references: Path, second_reader: Path | None, out: Path | None) -> int:
+    from medseg.cli.progress import shown_progress
+    from medseg.workflow import evaluate_landmarks as job
+
+    with shown_progress() as report:
+        scores = job.evaluate_landmarks(predictions, references, second_reader=second_reader, report=report)
+    if out is not None:
+        job.write_landmark_scores(scores, out)
+    show(job.format_landmark_table(scores))
+    return FAILED if any(case.status == "failed" for case in scores) else OK
+
+
+def _evaluate_masks(
+    predictions: Path,
+    references: Path,
+    labels: Path | None,
+    tolerance: float,
+    ultrasound: Path | None,
+    out: Path | None,
+) -> int:
         scores = job.evaluate(
             predictions, references, labels=names, tolerance_mm=tolerance, ultrasound=ultrasound, report=report
         )

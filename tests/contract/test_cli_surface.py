@@ -31,7 +31,9 @@ SURFACE = {
         *("--bundle", "--port", "--peer", "--aet", "--out", "-o", "--host", "--allow", "--quiet", "--queue", "--disk"),
         *("--device", "--trust"),
     },
-    "evaluate": {"PREDICTIONS", "REFERENCES", "--labels", "--tolerance", "--ultrasound", "--out", "-o"},
+    "evaluate": {
+        *("PREDICTIONS", "REFERENCES", "--labels", "--tolerance", "--ultrasound", "--second-reader", "--out", "-o")
+    },
     "model show": {"BUNDLE", "--json"},
     "convert": {"SOURCE", "--out", "-o", "--series", "--part", "--channels", "--spacing"},
     "report": {"RUN", "DATASET", "--out", "-o"},

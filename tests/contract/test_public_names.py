@@ -3,11 +3,11 @@ import importlib.metadata
 import medseg
 
 PUBLIC = """
-Batch Budget Case CaseScores Dataset Geometry Image Label LabelMap Labels Landmarks LossTerm MedsegError ModelBundle
-Network NetworkOutput Page Picture Plan PredictOptions Prediction Progress RunReport Step Topology __version__
-check_dataset check_plan convert evaluate inspect list_networks load_model load_plan mean_dice overlay_png plan
-predict_folder read_curves read_dataset read_image read_labels read_landmarks score_case summarise tensorboard train
-write_labels write_landmarks write_page write_record write_report
+Batch Budget Case CaseScores Dataset Geometry Image Label LabelMap Labels LandmarkScores Landmarks LossTerm
+MedsegError ModelBundle Network NetworkOutput Page Picture Plan PredictOptions Prediction Progress RunReport Step
+Topology __version__ check_dataset check_plan convert evaluate evaluate_landmarks inspect list_networks load_model
+load_plan mean_dice overlay_png plan predict_folder read_curves read_dataset read_image read_labels read_landmarks
+score_case summarise tensorboard train write_labels write_landmarks write_page write_record write_report
 """.split()
 
 
