@@ -10,13 +10,33 @@ _HIDDEN = "* hides names that may be a patient's; --keep-identifiers shows them"
 
 
 def score_lines(scores: Mapping[str, object]) -> str:
-    """What cross-validation found so far: mean Dice over cases the scored network had not seen, and the cleaning."""
-    dice = scores.get("dice")
-    if not isinstance(dice, Mapping):
-        return "no validation: every case was trained on"
-    each = ", ".join(f"{name} {_number(value)}" for name, value in dice.items())
-    head = f"validation: mean Dice {_number(scores.get('mean_dice'))} on {scores.get('cases')} cases ({each})"
-    return f"{head}\ncleaning: {scores.get('cleaning')}"
+    """What cross-validation found so far: mean Dice over cases the scored network had not seen, and the cleaning.
+
+    Of landmarks the mean distance, and the share found within some mm.
+    """
+    lines = []
+    dice, landmarks = scores.get("dice"), scores.get("landmarks")
+    if isinstance(dice, Mapping):
+        each = ", ".join(f"{name} {_number(value)}" for name, value in dice.items())
+        lines.append(
+            f"validation: mean Dice {_number(scores.get('mean_dice'))} on {scores.get('cases')} cases ({each})"
+        )
+        lines.append(f"cleaning: {scores.get('cleaning')}")
+    if isinstance(landmarks, Mapping):
+        lines.append(_landmark_line(landmarks))
+    return "\n".join(lines) or "no validation: every case was trained on"
+
+
+def _landmark_line(landmarks: Mapping[str, object]) -> str:
+    summary = landmarks.get("summary")
+    every = summary.get("all") if isinstance(summary, Mapping) else None
+    if not isinstance(every, Mapping) or not every.get("n"):
+        return "validation: no reference landmarks"
+    shares = every["sdr"].items()
+    within = ", ".join(f"{100 * share:.0f} % within {limit} mm" for limit, share in shares)
+    mean = "undefined" if every["mean_mm"] is None else f"{every['mean_mm']:.2f} mm"
+    missing = f", {every['missing']} missing" if every["missing"] else ""
+    return f"validation: {every['n']} landmarks, mean distance {mean} ({within}{missing})"
 
 
 def _number(value: object) -> str:

@@ -37,6 +37,7 @@ def check_plan(plan: Plan) -> tuple[str, ...]:
         refs.append(code_ref(step.use))
     _check_names(plan)
     refuse_fights(plan)
+    _check_landmarks(plan)
     return tuple(dict.fromkeys(ref for ref in refs if ref is not None))
 
 
@@ -80,3 +81,24 @@ def _check_names(plan: Plan) -> None:
             where = f"postprocess[{index}].options.names"
             known = ", ".join(plan.labels.names())
             raise PlanError(f"no label is called {', '.join(unknown)}", where=where, hint=f"labels are {known}")
+
+
+def _check_landmarks(plan: Plan) -> None:
+    """That a head finds the landmarks, that its maps are what the loss takes them for, and that swapped names exist."""
+    builtin = {step.use for step in plan.network.heads if ":" not in step.use}
+    if plan.landmarks and not builtin & {"dsnt", "heatmap"} and len(builtin) == len(plan.network.heads):
+        what = f"no head finds the {len(plan.landmarks)} landmarks"
+        raise PlanError(what, where="network.heads", hint="add the head dsnt or heatmap with its loss")
+    for step in plan.network.heads:
+        wanted = "bce" if step.options.get("values") == "logit" else "mse"
+        for index, term in enumerate(plan.training.losses):
+            if step.use == term.use == "heatmap" and term.options.get("kind", "mse") != wanted:
+                what = f"heat maps that hold {step.options.get('values', 'gaussian')} values need the kind {wanted}"
+                hint = "values gaussian go with kind mse, values logit with kind bce"
+                raise PlanError(what, where=f"training.losses[{index}].options.kind", hint=hint)
+    pairs = {"swap_points": plan.landmarks, "swap_labels": plan.labels.names()}
+    for field, names in pairs.items():
+        unknown = {name for pair in getattr(plan.inference, field) for name in pair} - set(names)
+        if unknown:
+            what = f"there is no {', '.join(sorted(unknown))}"
+            raise PlanError(what, where=f"inference.{field}", hint=f"names are {', '.join(names) or 'none'}")

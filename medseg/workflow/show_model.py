@@ -91,7 +91,8 @@ def format_card(card: ModelCard) -> str:
     lines = [
         f"{plan.name}: {plan.network.use} {topology.ndim}D, patch {patch}, spacing {spacing} mm (z, y, x)",
         f"channels: {', '.join(plan.channels)}",
-        "labels: " + ", ".join(f"{item.written} {item.name}" for item in plan.labels.items),
+        "labels: " + (", ".join(f"{item.written} {item.name}" for item in plan.labels.items) or "none"),
+        *([f"landmarks: {', '.join(plan.landmarks)}"] if plan.landmarks else []),
         f"made with medseg {card.medseg}, torch {card.torch}",
         f"bundle sha256 {card.bundle_sha256}",
     ]
@@ -102,4 +103,13 @@ def format_card(card: ModelCard) -> str:
     dice = card.scores.get("mean_dice")
     if isinstance(dice, float):
         lines.append(f"validation: mean Dice {dice:.3f} on {card.scores.get('cases')} cases")
+    lines += _landmark_lines(card)
     return "\n".join(lines)
+
+
+def _landmark_lines(card: ModelCard) -> list[str]:
+    """The mean distance of validation, if the scores have one; they are whatever the bundle holds."""
+    part: object = card.scores.get("landmarks")
+    for key in ("summary", "all", "mean_mm"):
+        part = part.get(key) if isinstance(part, Mapping) else None
+    return [f"validation: landmarks {part:.2f} mm away on average"] if isinstance(part, float) else []

@@ -2,23 +2,28 @@
 
 import math
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from medseg.io.dataset_points import read_points
 from medseg.io.files import file_sha256, write_text
-from medseg.io.images import read_image, read_labels, write_labels
-from medseg.io.pairs import in_order, read_pair
+from medseg.io.images import read_labels, write_labels
+from medseg.io.landmarks import read_landmarks, write_landmarks
+from medseg.io.outputs import landmark_names
+from medseg.io.pairs import in_order, read_pair, read_scan
 from medseg.io.records import write_record
 from medseg.metrics.cases import json_number, score_case, summarise
+from medseg.metrics.landmarks import score_landmarks, summarise_landmarks
 from medseg.planning.cleaning import choose_cleaning
 from medseg.postprocess.chain import clean
 from medseg.preprocess.fan import scored
 from medseg.types.dataset import Case, Dataset
 from medseg.types.image import LabelMap
+from medseg.types.landmarks import Landmarks
 from medseg.types.plan import Plan, Step
 from medseg.types.progress import Progress, Report, silent
 from medseg.types.result import CaseScores, Member, ModelBundle
@@ -29,11 +34,20 @@ Fold = int | str
 
 @dataclass(frozen=True)
 class Validated:
-    """A case with the fold that never saw it and the label map predicted for it (without cleaning)."""
+    """A case with the fold that never saw it, and the files predicted for it.
+
+    `prediction` is the label map without cleaning, which tasks without classes do not have; `landmarks` the points.
+    """
 
     case: Case
     fold: Fold
     prediction: Path
+    landmarks: Path | None = None
+
+    def is_there(self, plan: Plan) -> bool:
+        """Whether all files that the plan predicts are there."""
+        points = self.landmarks is None or self.landmarks.exists()
+        return points and (self.prediction.exists() or not plan.labels.items)
 
 
 Pair = Callable[[Validated], tuple[LabelMap, LabelMap]]  # prediction and reference
@@ -55,11 +69,14 @@ def validate_fold(
     cases = {case.id: case for case in dataset.cases}
     fold = _fold_name(folder)
     out = folder / "validation"
-    found = [Validated(cases[name], fold, out / f"{name}.nii.gz") for name in case_ids]
+    found = [
+        Validated(cases[name], fold, out / f"{name}.nii.gz", out / landmark_names(name)[1] if plan.landmarks else None)
+        for name in case_ids
+    ]
     weights = folder / "weights.safetensors"
     sha256 = file_sha256(weights)
     _forget_others(out, sha256)
-    missing = [one for one in found if not one.prediction.exists()]
+    missing = [one for one in found if not one.is_there(plan)]
     if not missing:
         return tuple(found)
     member = Member(fold if isinstance(fold, int) else "all", weights.name, sha256)
@@ -67,9 +84,12 @@ def validate_fold(
     options = PredictOptions(clean=False)
     members = members_of(bundle, device, options)
     for done, one in enumerate(missing, start=len(found) - len(missing) + 1):
-        image = read_image(one.case.images, channels=plan.channels)
+        image = read_scan(one.case, dataset)
         made = predict_image(image, bundle, members, device=device, options=options, case_id=one.case.id)
-        write_labels(made.labels, one.prediction)
+        if plan.labels.items:
+            write_labels(made.labels, one.prediction)
+        if one.landmarks is not None and made.landmarks is not None:
+            write_landmarks(made.landmarks, one.landmarks)
         report(Progress(f"validate {folder.name}", done, len(found)))
     return tuple(found)
 
@@ -79,11 +99,54 @@ def clean_and_score(
 ) -> tuple[Plan, dict[str, object]]:
     """The plan with the cleaning that out-of-fold predictions justify, and the scores before and after it.
 
-    Of ultrasound frames, what a reference has outside of the fan does not count, as nothing is predicted there. Without
-    validated cases the plan stays as it is.
+    Of ultrasound frames, what a reference has outside of the fan does not count, as nothing is predicted there.
+    `landmarks` of the scores are distances. Without validated cases the plan stays as it is.
     """
     if not validated:
         return plan, {"schema": "medseg.scores/1", "cases": 0, "folds": []}
+    scores: dict[str, object] = {
+        "schema": "medseg.scores/1",
+        "cases": len(validated),
+        "folds": sorted({one.fold for one in validated}, key=str),
+        "seed": plan.training.seed,
+    }
+    outlined = [one for one in validated if one.case.label is not None] if plan.labels.items else []
+    by_fold: dict[Path, dict[str, object]] = {one.prediction.parent.parent: {} for one in validated}
+    if outlined:
+        plan, more = _label_scores(plan, dataset, outlined, by_fold, report=report, workers=workers)
+        scores |= more
+    if plan.landmarks:
+        scores["landmarks"] = landmark_scores(dataset, validated)
+        for folder, kept in by_fold.items():
+            kept["landmarks"] = landmark_scores(dataset, _of(validated, folder))
+    for folder, kept in by_fold.items():
+        write_record({"schema": "medseg.scores/1", **kept}, folder / "validation_scores.json")
+    return plan, scores
+
+
+def landmark_scores(dataset: Dataset, validated: Sequence[Validated]) -> dict[str, object]:
+    """Distances of the cases that have reference landmarks, over all and case by case, ready for JSON."""
+    rows, cases = [], []
+    for one in validated:
+        if one.landmarks is not None and one.case.landmarks is not None:
+            truth = Landmarks(dataset.landmarks, read_points(one.case, dataset))
+            row = score_landmarks(one.case.id, read_landmarks(one.landmarks), truth)
+            errors = {name: json_number(error) for name, error in row.errors_mm.items()}
+            rows.append(row)
+            cases.append({"case": one.case.id, "fold": one.fold, "errors_mm": errors})
+    return {"summary": summarise_landmarks(rows), "per_case": cases}
+
+
+def _label_scores(
+    plan: Plan,
+    dataset: Dataset,
+    validated: Sequence[Validated],
+    by_fold: Mapping[Path, dict[str, object]],
+    *,
+    report: Report,
+    workers: int | None,
+) -> tuple[Plan, dict[str, object]]:
+    """The plan with its cleaning, and the scores before and after it; those of each fold go into `by_fold`."""
     pair = partial(_pair, dataset, plan)
     loaders = [partial(pair, one) for one in validated]
     decision = choose_cleaning(loaders, report=report, total=len(validated))
@@ -92,10 +155,6 @@ def clean_and_score(
     reasons = {**plan.reasons, "postprocess": decision.reason}
     names = plan.labels.names()
     scores: dict[str, object] = {
-        "schema": "medseg.scores/1",
-        "cases": len(validated),
-        "folds": sorted({one.fold for one in validated}, key=str),
-        "seed": plan.training.seed,
         "mean_dice_before": json_number(_mean(_dice(before, name) for name in names)),
         "mean_dice": json_number(_mean(_dice(after, name) for name in names)),
         "dice_before": {name: json_number(_dice(before, name)) for name in names},
@@ -107,10 +166,14 @@ def clean_and_score(
             for one, first, last in zip(validated, before, after, strict=True)
         ],
     }
-    for folder in dict.fromkeys(one.prediction.parent.parent for one in validated):
-        rows = [row for one, row in zip(validated, before, strict=True) if one.prediction.parent.parent == folder]
-        write_record(_fold_scores(rows), folder / "validation_scores.json")
+    for folder, kept in by_fold.items():
+        here = {one.case.id for one in _of(validated, folder)}
+        kept.update(_fold_scores([row for row in before if row.case_id in here]))
     return replace(plan, postprocess=decision.value, reasons=reasons), scores
+
+
+def _of(validated: Sequence[Validated], folder: Path) -> list[Validated]:
+    return [one for one in validated if one.prediction.parent.parent == folder]
 
 
 def _pair(dataset: Dataset, plan: Plan, one: Validated) -> tuple[LabelMap, LabelMap]:
@@ -138,7 +201,6 @@ def _scores(
 
 def _fold_scores(rows: Sequence[CaseScores]) -> dict[str, object]:
     return {
-        "schema": "medseg.scores/1",
         "cleaning": "none",
         "summary": summarise(rows),
         "per_case": [{"case": row.case_id, "dice": _row(row)} for row in rows],

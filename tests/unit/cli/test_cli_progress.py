@@ -61,3 +61,15 @@ def test_score_lines_give_the_dice_the_cases_and_the_cleaning():
         "cleaning: nothing helps",
     ]
     assert "every case was trained on" in score_lines({"cases": 0})
+
+
+def test_score_lines_of_landmarks_give_distance_success_and_what_is_missing():
+    every = {"n": 38, "missing": 2, "mean_mm": 1.234, "sdr": {"2": 0.75, "2.5": 0.8, "3": 0.9, "4": 1.0}}
+    landmarks = {"summary": {"all": every}}
+    line = "validation: 38 landmarks, mean distance 1.23 mm (75 % within 2 mm, 80 % within 2.5 mm, 90 % within 3 mm, "
+    line += "100 % within 4 mm, 2 missing)"
+    assert score_lines({"cases": 2, "landmarks": landmarks}) == line
+    both = {"mean_dice": 0.5, "dice": {"a": 0.5}, "cases": 2, "cleaning": "none", "landmarks": landmarks}
+    assert score_lines(both).splitlines()[2] == line
+    none = {"n": 0, "missing": 0, "mean_mm": None, "sdr": {"2": None}}
+    assert "no reference" in score_lines({"cases": 2, "landmarks": {"summary": {"all": none}}})

@@ -43,6 +43,31 @@ PLAN = Plan(
 )
 
 
+def points_plan(*, head="dsnt", options=None, loss=None, landmarks=("a", "b"), **inference):
+    heads = (Step(head, {"points": 2, **(options or {})}), Step("segmentation"))
+    plan = changed(losses=(loss or LossTerm(1.0, head), LossTerm(1.0, "dice_ce")), landmarks=landmarks)
+    return replace(plan, network=replace(plan.network, heads=heads), inference=Inference(**inference))
+
+
+def test_landmarks_fit_their_head_loss_and_swaps():
+    bce, logit = LossTerm(1.0, "heatmap", {"kind": "bce"}), {"values": "logit"}
+    good = [points_plan(), points_plan(head="heatmap"), points_plan(head="heatmap", options=logit, loss=bce)]
+    good.append(points_plan(swap_axis=2, swap_points=(("a", "b"),)))
+    assert [check_plan(plan) for plan in good] == [()] * 4
+    wrong = {
+        "network.heads": replace(PLAN, landmarks=("a",)),
+        "training.losses[0].options.kind": points_plan(head="heatmap", loss=bce),
+        "inference.swap_points": points_plan(swap_axis=2, swap_points=(("a", "c"),)),
+        "inference.swap_labels": points_plan(swap_axis=2, swap_labels=(("left", "right"),)),
+    }
+    for where, plan in wrong.items():
+        with pytest.raises(PlanError) as caught:
+            check_plan(plan)
+        assert str(caught.value.where) == where
+    with pytest.raises(PlanError, match="kind bce"):
+        check_plan(points_plan(head="heatmap", options=logit))
+
+
 def changed(**fields):
     training = {k: fields.pop(k) for k in list(fields) if hasattr(PLAN.training, k)}
     return replace(PLAN, training=replace(PLAN.training, **training), **fields)
