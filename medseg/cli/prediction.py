@@ -31,6 +31,7 @@ def predict(
     keep_identifiers: Annotated[bool, Parameter(negative="")] = False,
     spacing: Annotated[tuple[float, ...], Words] = (),
     temporal_median: int = 1,
+    directions: Annotated[tuple[Literal["z", "y", "x"], ...], Words] = (),
     study: str | None = None,
     series: Annotated[tuple[str, ...], Words] = (),
     auth: Path | None = None,
@@ -78,6 +79,9 @@ def predict(
         Pixel spacing in mm, one number or y and x, of flat images and ultrasound that state none.
     temporal_median
         Smooth an ultrasound cine: the median of each class's probability over so many frames, an odd number.
+    directions
+        Axes across which a near-isotropic scan is predicted in slices by a 2D model, and the mean taken: z y x, one
+        named twice counts twice. For a 3D model, the axes along which its windows are thinnest.
     study
         StudyInstanceUID, with dicomweb:URL.
     series
@@ -108,6 +112,7 @@ def predict(
         keep_identifiers=keep_identifiers,
         spacing_mm=pixel_spacing(spacing),
         temporal_median=temporal_median,
+        directions=directions,
     )
     address = study_address(inputs, study, series, auth=auth, ca=ca)
     with shown_progress() as report:

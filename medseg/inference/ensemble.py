@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from medseg.errors import BundleError, ImageError
 from medseg.inference.sliding_window import Forward, averaged, flips, mirrored, sliding_window
 from medseg.networks.build import build_network
+from medseg.types.geometry import Size3
 from medseg.types.image import Image, Slab
 from medseg.types.plan import Plan, Precision
 from medseg.types.progress import Report, silent
@@ -77,18 +78,25 @@ def network_forward(
 
 
 def predict_scores(
-    members: Sequence[Forward], image: Image, plan: Plan, *, device: torch.device, report: Report = silent
+    members: Sequence[Forward],
+    image: Image,
+    plan: Plan,
+    *,
+    device: torch.device,
+    patch: Size3 | None = None,
+    report: Report = silent,
 ) -> Iterator[Slab]:
     """Mean logits over members, mirrors and windows on the grid of a prepared image, slab after slab along z.
 
-    Raises ImageError if the image has other channels than the plan.
+    Windows are as large as `patch`, by default the plan's. Raises ImageError if the image has other channels than the
+    plan.
     """
     if image.array.shape[0] != len(plan.channels):
         raise ImageError(
             f"has {image.array.shape[0]} channels",
             hint=f"the model needs {len(plan.channels)}: {', '.join(plan.channels)}",
         )
-    inference, patch = plan.inference, plan.sampling.patch
+    inference, patch = plan.inference, patch or plan.sampling.patch
     swap = channel_swap(plan.labels, inference.swap_axis, inference.swap_labels)
     return sliding_window(
         mirrored(averaged(members), flips(inference, patch), swap),

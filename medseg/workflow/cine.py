@@ -89,6 +89,9 @@ def check_cine(path: Path, plan: Plan, formats: Sequence[str], options: PredictO
         raise DicomError(f"--format {wrong[0]} does not hold a cine", where=path, hint=f"use {', '.join(_ALLOWED)}")
     if options.save_probabilities:
         raise DicomError("probabilities of cines are not written", where=path, hint="leave out --save-probabilities")
+    if options.directions:
+        hint = "leave out --directions"
+        raise DicomError("is a cine, whose frames are time and no slices", where=path, hint=hint)
 
 
 def predict_cine(

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Shaped
 
 from medseg.errors import BundleError, DatasetError, ImageError, PlanError
+from medseg.inference.directions import Direction, predict_directions
 from medseg.inference.ensemble import NetworkForward, load_members, predict_scores
 from medseg.inference.landmarks import WholeForward, predict_whole, within_scan
 from medseg.inference.sliding_window import Forward
@@ -44,6 +45,7 @@ class PredictOptions:
     case is given up (needs workers). `keep_identifiers`: name DICOM results after folders and say paths in full, though
     people name both after patients. `spacing_mm` (y, x): of flat images and ultrasound that state none.
     `temporal_median`: frames of an ultrasound cine whose probabilities are smoothed together, an odd number.
+    `directions`: axes z, y, x across which a scan is predicted in slices, and the mean taken; none is the plan's way.
     """
 
     device: str = "auto"
@@ -61,6 +63,7 @@ class PredictOptions:
     keep_identifiers: bool = False
     spacing_mm: tuple[float, float] | None = None
     temporal_median: int = 1
+    directions: tuple[Direction, ...] = ()
 
     def __post_init__(self) -> None:
         width = self.temporal_median
@@ -152,7 +155,9 @@ def predict_image(
     plan = tuned(bundle.plan, options)
     prepared = prepare_image(image, plan.preprocess)
     landmarks = None
-    if plan.landmarks:
+    if options.directions:
+        scores = predict_directions(members, prepared, plan, options.directions, device=device, report=report)
+    elif plan.landmarks:
         whole = predict_whole(_whole(members), prepared, plan, device=device, report=report)
         landmarks, scores = within_scan(whole.landmarks, image.geometry), whole.slabs()
     else:

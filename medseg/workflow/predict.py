@@ -254,6 +254,7 @@ def _settings(bundle: ModelBundle, options: PredictOptions) -> dict[str, str]:
         **({"seg_kind": options.seg_kind} if "dicom-seg" in options.format else {}),
         **({"spacing_mm": "{} {}".format(*options.spacing_mm)} if options.spacing_mm else {}),
         **({"temporal_median": str(options.temporal_median)} if options.temporal_median != 1 else {}),
+        **({"directions": " ".join(options.directions)} if options.directions else {}),
     }
 
 

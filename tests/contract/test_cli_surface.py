@@ -21,6 +21,7 @@ SURFACE = {
             "--keep-identifiers",
             "--spacing",
             "--temporal-median",
+            "--directions",
             "--study",
             "--series",
             "--auth",
