@@ -9,7 +9,7 @@ from medseg.errors import PlanError
 from medseg.networks.blocks.activations import ACTS, SLOPES, ActKind, after_conv, pieces
 from medseg.networks.blocks.drop import channel_dropout, check_chance
 from medseg.networks.blocks.norm_act import instance_norm_act, keep_recipe, recomputed
-from medseg.networks.blocks.norms import NORMS, InstanceNorm, NormKind
+from medseg.networks.blocks.norms import NORMS, BatchNorm, InstanceNorm, NoNorm, NormKind, fold
 
 __all__ = [
     "ActKind",
@@ -83,6 +83,14 @@ class ConvNormAct(nn.Module):
             x = x if self.act is None else self.act(x)
         return x if self.drop is None else self.drop(x)
 
+    def fuse(self) -> nn.Module:
+        """The layer, its batch norm made part of the convolution as eval mode has it; other norms stay."""
+        if isinstance(self.norm, BatchNorm):
+            weight, bias = self.conv.weight, self.conv.bias
+            with_weights(self.conv, *fold(weight, bias, self.norm))  # type: ignore[arg-type]
+            self.norm = NoNorm()
+        return self
+
 
 def start_at_zero(layer: ConvNormAct) -> None:
     """Let a layer without activation return 0 until it has learnt: the weight of its norm, or else its convolution."""
@@ -111,6 +119,12 @@ def conv(
     steps, apart = tuple(stride or ones), tuple(dilation or ones)
     padding = tuple(k // 2 * d for k, d in zip(kernel, apart, strict=True))
     return kind(inputs, outputs, tuple(kernel), steps, padding, apart, groups, bias)  # type: ignore[arg-type]
+
+
+def with_weights(layer: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
+    """A convolution that has been given these, in place."""
+    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
+    return layer
 
 
 def up_conv(inputs: int, outputs: int, stride: Sequence[int]) -> nn.Module:

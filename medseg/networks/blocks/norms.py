@@ -121,6 +121,18 @@ class NoNorm(nn.Identity):
     weight = None
 
 
+@torch.no_grad()
+def fold(weight: Tensor, bias: Tensor | None, norm: BatchNorm) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution that does what it and the batch norm after it do in eval mode."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    shift = norm.bias.double() - norm.running_mean.double() * scale
+    if bias is not None:
+        shift = shift + bias.double() * scale
+    folded = weight.double() * scale.view(-1, *(1,) * (weight.dim() - 1))
+    return folded.to(weight.dtype), shift.to(weight.dtype)
+
+
 def style_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per sample and channel of (b, c, *s), each (b, c): its style (Huang 2017)."""
     var, mean = torch.var_mean(x, tuple(range(2, x.dim())), correction=0)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from medseg.networks.blocks.activations import activation
-from medseg.networks.blocks.conv import Style, conv
+from medseg.networks.blocks.conv import Style, conv, with_weights
 from medseg.networks.blocks.drop import channel_dropout
-from medseg.networks.blocks.norms import BatchNorm
+from medseg.networks.blocks.norms import BatchNorm, fold
 
 
 class RepVggBlock(nn.Module):
@@ -48,25 +48,4 @@ class RepVggBlock(nn.Module):
             taps[tuple(k // 2 for k in self.kernel)] += point.flatten(1)
             bias = bias + shift
         one = conv(inputs, outputs, self.kernel, self.stride)
-        return nn.Sequential(_filled(one, weight, bias), self.act)
-
-
-@torch.no_grad()
-def fold(weight: Tensor, bias: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution that does what it and the batch norm after it do in eval mode."""
-    assert isinstance(norm, BatchNorm) and norm.running_mean is not None and norm.running_var is not None
-    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    shift = norm.bias.double() - norm.running_mean.double() * scale
-    if bias is not None:
-        shift = shift + bias.double() * scale
-    folded = weight.double() * scale.view(-1, *(1,) * (weight.dim() - 1))
-    return folded.to(weight.dtype), shift.to(weight.dtype)
-
-
-@torch.no_grad()
-def _filled(one: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
-    """A convolution with these weights, where and as precise as they are."""
-    one.to(weight)
-    one.weight.copy_(weight)  # type: ignore[operator]
-    one.bias.copy_(bias)  # type: ignore[operator]
-    return one
+        return nn.Sequential(with_weights(one, weight, bias), self.act)

@@ -178,7 +178,7 @@ def tokens(x: Tensor) -> Tensor:
 
 def grid(found: Tensor, like: Tensor) -> Tensor:
     """(b, n, c) with the spatial size and dtype of `like`, as (b, c, *s)."""
-    return found.mT.reshape(len(like), -1, *like.shape[2:]).to(like.dtype)
+    return found.mT.reshape(like.shape[0], -1, *like.shape[2:]).to(like.dtype)
 
 
 def silent_norm(channels: int) -> InstanceNorm:

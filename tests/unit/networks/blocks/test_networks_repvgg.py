@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medseg.networks.blocks.conv import ConvNormAct, Style, conv
-from medseg.networks.blocks.repvgg import RepVggBlock, fold
+from medseg.networks.blocks.conv import ConvNormAct, Style
+from medseg.networks.blocks.norms import NoNorm
+from medseg.networks.blocks.repvgg import RepVggBlock
 
 CASES = [
     ((3, 3), (1, 1), 4, 4),
@@ -60,8 +61,13 @@ def test_a_convolution_and_its_batch_norm_fold_into_one_convolution() -> None:
     x = torch.randn(2, 3, 4, 5)
     layer = _learnt(ConvNormAct(3, 6, (3, 3), (1, 1), Style(norm="batch"), act=False, groups=3), x)
     nn.init.normal_(layer.conv.bias)
-    weight, bias = fold(layer.conv.weight, layer.conv.bias, layer.norm)
-    one = conv(3, 6, (3, 3), groups=3)
-    with torch.no_grad():
-        one.weight.copy_(weight), one.bias.copy_(bias)
-    torch.testing.assert_close(one(x), layer(x), rtol=1e-5, atol=1e-5)
+    expected = layer(x)
+    fused = layer.fuse()
+    assert isinstance(fused.norm, NoNorm)
+    torch.testing.assert_close(fused(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_norms_that_look_at_the_image_stay() -> None:
+    layer = ConvNormAct(3, 6, (3, 3), (1, 1), Style())
+    names = [n for n, _ in layer.named_parameters()]
+    assert [n for n, _ in layer.fuse().named_parameters()] == names
