@@ -1,4 +1,4 @@
-"""Pictures of a scan with label maps on it, in patient orientation."""
+"""Pictures of a scan with label maps and landmarks on it, in patient orientation."""
 
 import io
 from collections.abc import Sequence
@@ -14,19 +14,9 @@ from medseg.errors import GeometryError
 from medseg.types.geometry import Geometry
 from medseg.types.image import Image, LabelMap
 from medseg.types.labels import Label, Labels
+from medseg.types.landmarks import Landmarks
+from medseg.workflow.point_marks import COLOURS, PointMark, draw_points, point_marks
 
-_COLOURS = (
-    "#e6550d",
-    "#1f9ed1",
-    "#31a354",
-    "#d6409f",
-    "#e8c000",
-    "#8c6bb1",
-    "#00b3a4",
-    "#c0392b",
-    "#7f8c8d",
-    "#5dade2",
-)
 _FILL = 0.4
 
 
@@ -52,17 +42,26 @@ def label_colours(labels: Labels) -> dict[str, str]:
     >>> label_colours(Labels((Label("mandible", (1,)),)))
     {'mandible': '#e6550d'}
     """
-    return {item.name: _COLOURS[i % len(_COLOURS)] for i, item in enumerate(labels.items)}
+    return {item.name: COLOURS[i % len(COLOURS)] for i, item in enumerate(labels.items)}
 
 
 def overlay_png(
-    image: Image, prediction: LabelMap, reference: LabelMap | None = None, *, channel: int = 0, size: int = 300
+    image: Image,
+    prediction: LabelMap | None,
+    reference: LabelMap | None = None,
+    *,
+    landmarks: Landmarks | None = None,
+    reference_landmarks: Landmarks | None = None,
+    channel: int = 0,
+    size: int = 300,
 ) -> bytes:
     """A PNG of the slices that show most label: prediction filled, reference outlined, same colour per class.
 
-    3D scans show three planes in radiological convention (the patient's left is on the right side of the picture,
-    letters at the edges), 2D images one picture as stored; pixels are square in mm and the longer side of a plane
-    has `size` pixels. The grey window is the 1st to 99th percentile of the scan.
+    Landmarks are crosses with their names and those of the reference rings, joined by a line, wherever they lie before
+    or behind the slice; without labels the slice is that in the middle of the landmarks. 3D scans show three planes in
+    radiological convention (the patient's left is on the right side of the picture, letters at the edges), 2D images
+    one picture as stored; pixels are square in mm and the longer side of a plane has `size` pixels. The grey window is
+    the 1st to 99th percentile of the scan.
 
     Raises GeometryError if a label map has another shape than the scan.
     """
@@ -76,10 +75,13 @@ def overlay_png(
     order = (0, 1, 2) if flat else _patient_axes(image.geometry)
     grey = _turn(_window(image.array[channel]), image.geometry, order, flat)
     spacing = tuple(image.geometry.spacing_mm[a] for a in order)
-    filled = _turn(_classes(prediction), image.geometry, order, flat)
+    nothing = np.zeros(grey.shape, np.uint8)
+    filled = nothing if prediction is None else _turn(_classes(prediction), image.geometry, order, flat)
     outlined = None if reference is None else _turn(_classes(reference), image.geometry, order, flat)
+    signs = [1] * 3 if flat else _signs(image.geometry, order)
+    marks = point_marks(landmarks, reference_landmarks, image.geometry, order, signs)
     planes = (_Plane(0, False, ("", "", "", "")),) if flat else _PLANES
-    pictures = [_draw(grey, filled, outlined, spacing, plane, size) for plane in planes]
+    pictures = [_draw(grey, filled, outlined, spacing, plane, size, marks) for plane in planes]
     return _png(pictures)
 
 
@@ -95,10 +97,15 @@ def _turn(array: Shaped[np.ndarray, "z y x"], geometry: Geometry, order: Sequenc
     if flat:
         return array
     turned: np.ndarray = array.transpose(order)
-    signs = np.array(geometry.direction)[::-1, ::-1]
-    flips = tuple(i for i, axis in enumerate(order) if signs[i, axis] < 0)
+    flips = tuple(i for i, sign in enumerate(_signs(geometry, order)) if sign < 0)
     flipped: np.ndarray = np.flip(turned, flips)
     return flipped
+
+
+def _signs(geometry: Geometry, order: Sequence[int]) -> list[int]:
+    """Whether each axis of a turned array ran towards S, P, L before, or away (-1)."""
+    cosines = np.array(geometry.direction)[::-1, ::-1]
+    return [-1 if cosines[row, axis] < 0 else 1 for row, axis in enumerate(order)]
 
 
 def _window(voxels: Shaped[np.ndarray, "z y x"]) -> Float32[np.ndarray, "z y x"]:
@@ -127,11 +134,10 @@ def _draw(
     spacing: Sequence[float],
     plane: _Plane,
     size: int,
+    marks: Sequence[PointMark] = (),
 ) -> Pillow.Image:
-    shown = filled if outlined is None or not outlined.any() else outlined
-    others = tuple(a for a in range(3) if a != plane.axis)
-    counts = (shown > 0).sum(axis=others)
-    index = int(counts.argmax()) if counts.any() else grey.shape[plane.axis] // 2
+    others = (0 if plane.axis else 1, 2 if plane.axis < 2 else 1)
+    index = _slice(filled if outlined is None or not outlined.any() else outlined, plane.axis, marks)
     step = [spacing[a] for a in others]
     rows, columns = (grey.shape[a] * s for a, s in zip(others, step, strict=True))
     scale = size / max(rows, columns)
@@ -149,12 +155,24 @@ def _draw(
         canvas = _paint(canvas, view(outlined, Pillow.Resampling.NEAREST), outline=True)
     picture = Pillow.fromarray(canvas.astype(np.uint8))
     _letters(picture, plane.letters)
+    draw_points(picture, marks, others, grey.shape, flip_rows=plane.flip_rows)
     return picture
+
+
+def _slice(shown: np.ndarray, axis: int, marks: Sequence[PointMark]) -> int:
+    """The slice with most label; without labels that in the middle of the landmarks, or of the scan."""
+    counts = (shown > 0).sum(axis=tuple(a for a in range(3) if a != axis))
+    if counts.any():
+        return int(counts.argmax())
+    places = [place[axis] for mark in marks for place in (mark.found, mark.wanted) if place is not None]
+    count = int(shown.shape[axis])
+    middle = round(float(np.median(places))) if places else count // 2
+    return min(max(middle, 0), count - 1)
 
 
 def _paint(canvas: np.ndarray, numbers: np.ndarray, *, outline: bool) -> np.ndarray:
     for number in np.unique(numbers[numbers > 0]):
-        colour = np.array(Pillow.new("RGB", (1, 1), _COLOURS[(int(number) - 1) % len(_COLOURS)]).getpixel((0, 0)))
+        colour = np.array(Pillow.new("RGB", (1, 1), COLOURS[(int(number) - 1) % len(COLOURS)]).getpixel((0, 0)))
         mask = numbers == number
         mask, weight = (_edge(mask), 1.0) if outline else (mask, _FILL)
         canvas[mask] = (1 - weight) * canvas[mask] + weight * colour
