@@ -3,15 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from torch import Tensor
 
 from medseg.inference.sliding_window import Forward
-from medseg.types.geometry import Geometry, Size3
+from medseg.types.geometry import Geometry
 from medseg.types.image import Image
 from medseg.types.plan import Plan
 
 _WORTH = 0.9  # a turn that saves less is not made
+N = TypeVar("N", int, float)
 
 
 def turn_to_thinnest(
@@ -20,8 +22,8 @@ def turn_to_thinnest(
     """The same prediction with its axes reordered so that sums of scores are held for the smallest slab.
 
     A slab is as deep as the patch and as wide as the other two axes of the prepared image. The networks still see
-    windows (b, c, z, y, x) as they were trained; the image, its geometry, patch and mirror axes of the plan are in the
-    new order, a view without copies. Nothing changes for 2D networks and where less than 10 % would be saved.
+    windows (b, c, z, y, x) as they were trained; the image, its geometry, and topology, patch and mirror axes of the plan
+    are in the new order, a view without copies. Nothing changes for 2D networks and where less than 10 % would be saved.
     """
     patch = plan.sampling.patch
     padded = [max(n, p) for n, p in zip(prepared.array.shape[1:], patch, strict=True)]
@@ -40,8 +42,16 @@ def turn_to_thinnest(
     mirrors = tuple(order.index(axis) for axis in plan.inference.mirror_axes)
     swap = plan.inference.swap_axis
     swap = None if swap is None else order.index(swap)
+    topology = plan.network.topology
+    topology = replace(
+        topology,
+        strides=tuple(_in_order(row, order) for row in topology.strides),
+        kernels=tuple(_in_order(row, order) for row in topology.kernels),
+        spacing_mm=None if topology.spacing_mm is None else _in_order(topology.spacing_mm, order),
+    )
     plan = replace(
         plan,
+        network=replace(plan.network, topology=topology),
         sampling=replace(plan.sampling, patch=_in_order(patch, order)),
         inference=replace(plan.inference, mirror_axes=mirrors, swap_axis=swap),
     )
@@ -65,7 +75,7 @@ def turned_geometry(geometry: Geometry, order: Sequence[int]) -> Geometry:
     )
 
 
-def _in_order(size: Size3, order: Sequence[int]) -> Size3:
+def _in_order(size: tuple[N, N, N], order: Sequence[int]) -> tuple[N, N, N]:
     z, y, x = (size[axis] for axis in order)
     return z, y, x
 

@@ -66,6 +66,16 @@ def test_a_scan_whose_first_axis_is_best_and_2d_networks_stay_as_they_are():
     assert turn_to_thinnest(scan((4, 40, 20)), flat, (forward,))[1] is flat
 
 
+def test_a_patch_that_is_thin_where_the_network_does_not_halve_it_can_be_turned():
+    plan = plan_for((8, 8, 8))
+    topology = replace(plan.network.topology, strides=((1, 1, 1), (1, 8, 8)), spacing_mm=(4.0, 0.5, 0.6))
+    plan = replace(plan, network=replace(plan.network, topology=topology), sampling=Sampling((3, 16, 16), 2))
+    turned, changed, _ = turn_to_thinnest(scan((6, 60, 20)), plan, (network(plan)[0],))
+    assert turned.array.shape == (1, 60, 6, 20) and changed.sampling.patch == (16, 3, 16)
+    assert changed.network.topology.divisor() == (8, 1, 8)
+    assert changed.network.topology.spacing_mm == (0.5, 4.0, 0.6)
+
+
 def test_a_turned_grid_has_its_voxels_at_the_same_places():
     grid = scan((4, 5, 6)).geometry
     for order in [(1, 0, 2), (2, 0, 1), (1, 2, 0)]:
