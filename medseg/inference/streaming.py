@@ -22,8 +22,9 @@ def turn_to_thinnest(
     """The same prediction with its axes reordered so that sums of scores are held for the smallest slab.
 
     A slab is as deep as the patch and as wide as the other two axes of the prepared image. The networks still see
-    windows (b, c, z, y, x) as they were trained; the image, its geometry, and topology, patch and mirror axes of the plan
-    are in the new order, a view without copies. Nothing changes for 2D networks and where less than 10 % would be saved.
+    windows (b, c, z, y, x) as they were trained; the image, its geometry, and topology, patch and mirror axes of the
+    plan are in the new order, a view without copies. Nothing changes for 2D networks and where less than 10 % would be
+    saved.
     """
     patch = plan.sampling.patch
     padded = [max(n, p) for n, p in zip(prepared.array.shape[1:], patch, strict=True)]

@@ -165,6 +165,7 @@ def _one_step(session: Session, position: Position, batch: Batch) -> Position:
     training = session.plan.training
     set_rate(session.optimizer, session.schedule(progress(position)))
     seed_step(training.seed, position.step)
+    batch = replace(batch, progress=progress(position))
     try:
         result = train_step(
             session.network,
