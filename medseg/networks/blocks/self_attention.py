@@ -141,7 +141,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
     """softmax(scale * q k') v of (b, n, d), (b, m, d) and (b, m, e), in float32, without keeping n x m numbers."""
     wide = max(q.shape[-1], v.shape[-1])
     with torch.autocast(q.device.type, enabled=False):
-        query, key, value = (F.pad(t.float(), (0, wide - t.shape[-1]))[:, None] for t in (q, k, v))
+        query, key, value = (F.pad(t.float(), (0, wide - t.shape[-1])).contiguous()[:, None] for t in (q, k, v))
         found = F.scaled_dot_product_attention(query, key, value, scale=scale)
     return found[:, 0, :, : v.shape[-1]]
 

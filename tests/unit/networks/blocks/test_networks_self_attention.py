@@ -49,8 +49,11 @@ def test_attention_is_a_softmax_over_keys_and_a_weighted_sum_of_values() -> None
     torch.testing.assert_close(attend(q, k, v, scale=0.7)[0], slow)
 
 
-def test_attention_keeps_no_matrix_of_all_pairs() -> None:
+@pytest.mark.parametrize("last", [True, False])
+def test_attention_keeps_no_matrix_of_all_pairs(last: bool) -> None:
     q, k, v = (torch.randn(1, 512, d, requires_grad=True) for d in (2, 2, 16))
+    if not last:
+        q, k, v = (t.detach().mT.contiguous().mT.requires_grad_() for t in (q, k, v))
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
         attend(q, k, v)
