@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -11,16 +11,18 @@ import numpy as np
 from jaxtyping import Float32
 
 from medseg.errors import DatasetError, GeometryError, MedsegError
+from medseg.io.dataset_points import FOLDER
 from medseg.io.datasets import survey
-from medseg.io.images import read_image, read_labels
+from medseg.io.images import read_labels, with_spacing
 from medseg.io.named_labels import is_named
-from medseg.io.pairs import GRID_TOLERANCE, check_label_grid, in_order
+from medseg.io.pairs import GRID_TOLERANCE, check_label_grid, in_order, read_scan
 from medseg.planning.near_duplicates import find_look_alikes, thumbnail
 from medseg.planning.splits import make_splits, split_faults
 from medseg.types.dataset import Case, Dataset, Fault
 from medseg.types.image import Image, LabelMap
 from medseg.types.labels import Label, Labels
 from medseg.types.progress import Progress, Report, silent
+from medseg.workflow.check_points import name_faults, point_faults
 
 __all__ = ["Fault", "check_dataset", "format_faults"]
 Severity = Literal["error", "warning"]
@@ -36,6 +38,7 @@ class _Seen:
     unit: str | None = None
     values: frozenset[int] | None = None
     thumbnail: Float32[np.ndarray, " n"] | None = None
+    placed: frozenset[str] | None = None
 
 
 def check_dataset(folder: Path | str, *, workers: int | None = None, report: Report = silent) -> tuple[Fault, ...]:
@@ -45,7 +48,9 @@ def check_dataset(folder: Path | str, *, workers: int | None = None, report: Rep
     differ (by more than the larger of 0.01 mm and 1 % of a voxel: error, less: repaired on reading, warning);
     values that are no label, fractions, empty label maps, labels that never occur; NaN, infinite and constant images;
     channel counts; scans with and without spacing; images that look the same in different groups (correlation of
-    16 x 16 (x 16) thumbnails above 0.99); given splits with a group on both sides. Never raises for what it finds.
+    16 x 16 (x 16) thumbnails above 0.99); given splits with a group on both sides; landmarks with unknown names,
+    outside of their scan, in one place, never placed, or with left and right the wrong way round. Never raises for
+    what it finds.
     """
     dataset, found = survey(Path(folder))
     faults = list(found)
@@ -55,8 +60,9 @@ def check_dataset(folder: Path | str, *, workers: int | None = None, report: Rep
             seen[case.id] = one
             report(Progress("check", done, len(dataset.cases)))
         faults += [fault for one in seen.values() for fault in one.faults]
+        faults += name_faults(dataset, {case: one.placed for case, one in seen.items()})
         faults += [*_units(seen), *_absent_labels(dataset, seen), *split_faults(dataset), *_too_alike(dataset, seen)]
-    return tuple(sorted(faults, key=lambda fault: fault.severity != "error"))
+    return tuple(sorted(dict.fromkeys(faults), key=lambda fault: fault.severity != "error"))
 
 
 def format_faults(faults: Sequence[Fault]) -> str:
@@ -88,11 +94,11 @@ def _look(dataset: Dataset, case: Case) -> _Seen:
     faults: list[Fault] = []
     image, labels = None, None
     try:
-        image = read_image(case.images, channels=dataset.channels)
+        image = read_scan(case, dataset)
     except MedsegError as problem:
         faults.append(_of_error(case.id, image_file, problem, dataset.root))
     try:
-        labels = _read_labels(dataset, case.label or dataset.root, image)
+        labels = None if case.label is None else _read_labels(dataset, case.label, image)
     except MedsegError as problem:
         faults.append(_of_error(case.id, label_file, problem, dataset.root))
     if image is not None:
@@ -102,10 +108,23 @@ def _look(dataset: Dataset, case: Case) -> _Seen:
         faults += [Fault(case.id, label_file, "warning", f"label map: {note}", _SETTLED) for note in labels.warnings]
         faults += _values(case.id, label_file, labels, dataset.labels)
     if image is not None and labels is not None:
-        faults += _grids(case.id, label_file, image, labels)
+        placed = replace(labels, geometry=with_spacing(labels.geometry, dataset.spacing_mm))
+        faults += _grids(case.id, label_file, image, placed)
+    marked = _points(dataset, case, image, faults)
     values = frozenset(_counts(labels)) if labels is not None else None
     unit = image.geometry.unit if image is not None else None
-    return _Seen(tuple(faults), unit, values, thumbnail(image.array) if image is not None else None)
+    return _Seen(tuple(faults), unit, values, thumbnail(image.array) if image is not None else None, marked)
+
+
+def _points(dataset: Dataset, case: Case, image: Image | None, faults: list[Fault]) -> frozenset[str] | None:
+    """The landmarks that a case places, None if that cannot be known."""
+    try:
+        found, placed = point_faults(dataset, case, image)
+    except MedsegError as problem:
+        faults.append(_of_error(case.id, FOLDER, problem, dataset.root))
+        return None
+    faults += found
+    return placed
 
 
 def _read_labels(dataset: Dataset, path: Path, image: Image | None) -> LabelMap | None:
