@@ -36,6 +36,7 @@ SURFACE = {
         *("PREDICTIONS", "REFERENCES", "--labels", "--tolerance", "--ultrasound", "--second-reader", "--out", "-o")
     },
     "model show": {"BUNDLE", "--json"},
+    "model export": {"BUNDLE", "--out", "-o", "--folds", "--batch", "--trust"},
     "convert": {"SOURCE", "--out", "-o", "--series", "--part", "--channels", "--spacing"},
     "report": {"RUN", "DATASET", "--out", "-o"},
     "networks": {"--kind", "--json"},
