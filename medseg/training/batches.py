@@ -1,7 +1,7 @@
 """Endless, seeded, resumable batches."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -15,6 +15,7 @@ from torch import Tensor
 from medseg.augment.chain import build_augment, margin
 from medseg.errors import MedsegError, TrainingError
 from medseg.io.cache import CachedCase
+from medseg.training.focus import NOTHING, Known, Sampler, build_sampler
 from medseg.training.sampling import (
     TRAIN,
     VALIDATE,
@@ -44,18 +45,21 @@ def batches(
     start: int = 0,
     workers: int = 0,
     augment_on: torch.device | None = None,
-) -> Iterator[Batch]:
+    known: Known = NOTHING,
+) -> Generator[Batch, None, None]:
     """The batches of steps `start`, `start + 1`, ...; the same ones however often training was interrupted.
 
+    `known` is what the plan's sampler has learnt in the epochs before; a stream serves as long as that stays.
     `workers` threads load ahead (0: load when asked); they augment too, unless `augment_on` names another device.
     Raises TrainingError with the case id if a patch cannot be read.
     """
     sampling = plan.sampling
     augment = build_augment(plan.training.augment, patch=sampling.patch)
     late = augment_on is not None and augment_on.type != "cpu"
+    sampler = build_sampler(sampling.focus, cases, plan.labels)
 
     def load(step: int, index: int) -> Drawn:
-        patch, rng = draw_sample(plan, cases, step, index)
+        patch, rng = draw_sample(plan, sampler, step, index, known)
         return (patch, rng) if late else (augment(patch, rng), rng)
 
     jobs = (partial(load, step, index) for step in count(start) for index in range(sampling.batch))
@@ -72,18 +76,32 @@ def validation_batches(
     def load(step: int, index: int) -> Patch:
         case = cases[(step * plan.sampling.batch + index) % len(cases)]
         place, _ = generators(plan.training.seed, VALIDATE, step, index)
-        return _read(plan, case, place, index, plan.sampling.patch)
+        forced = is_forced(index, plan.sampling.batch, plan.sampling.foreground_fraction)
+        voxel = draw_voxel(place, case.foreground, plan.labels) if forced else None
+        return _read(plan, case, place, (forced, voxel), plan.sampling.patch)
 
     jobs = (partial(load, step, index) for step in range(steps) for index in range(plan.sampling.batch))
     for patches in _grouped(_in_order(jobs, workers, ahead=2 * plan.sampling.batch + workers), plan.sampling.batch):
         yield _stacked(patches, plan, device)
 
 
-def draw_sample(plan: Plan, cases: Sequence[CachedCase], step: int, index: int) -> Drawn:
+def draw_sample(plan: Plan, sampler: Sampler, step: int, index: int, known: Known = NOTHING) -> Drawn:
     """Sample `index` of `step` before augmentation, with the margin that augmentation needs, and its generator."""
     place, rng = generators(plan.training.seed, TRAIN, step, index)
-    case = cases[int(place.integers(len(cases)))]
-    return _read(plan, case, place, index, margin(plan.training.augment, plan.sampling.patch, rng)), rng
+    forced = is_forced(index, plan.sampling.batch, plan.sampling.foreground_fraction)
+    case, voxel = sampler.choose(place, forced, known)
+    return _read(plan, case, place, (forced, voxel), margin(plan.training.augment, plan.sampling.patch, rng)), rng
+
+
+def drawn_cases(plan: Plan, sampler: Sampler, step: int, known: Known = NOTHING) -> list[str]:
+    """The case of every sample of `step`."""
+    sampling = plan.sampling
+    found = []
+    for index in range(sampling.batch):
+        place, _ = generators(plan.training.seed, TRAIN, step, index)
+        case, _ = sampler.choose(place, is_forced(index, sampling.batch, sampling.foreground_fraction), known)
+        found.append(case.case_id)
+    return found
 
 
 def encode_target(labels: Tensor, meaning: Labels) -> Tensor:
@@ -105,11 +123,12 @@ def encode_target(labels: Tensor, meaning: Labels) -> Tensor:
     return torch.stack([row[flat] for row in table], dim=1)
 
 
-def _read(plan: Plan, case: CachedCase, place: np.random.Generator, index: int, size: Size3) -> Patch:
-    sampling = plan.sampling
+def _read(
+    plan: Plan, case: CachedCase, place: np.random.Generator, shown: tuple[bool, Size3 | None], size: Size3
+) -> Patch:
+    """A patch; `shown` says whether it must show something, and which voxel of a class if there is one."""
+    sampling, (forced, voxel) = plan.sampling, shown
     try:
-        forced = is_forced(index, sampling.batch, sampling.foreground_fraction)
-        voxel = draw_voxel(place, case.foreground, plan.labels) if forced else None
         if plan.landmarks:
             box = _with_points(place, case, sampling.patch, voxel or (draw_point(place, case) if forced else None))
         elif voxel is None and case.inside is not None and len(case.inside):

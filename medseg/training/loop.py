@@ -13,8 +13,9 @@ from torch import nn
 
 from medseg.errors import Interrupted, TrainingError
 from medseg.training import journal
-from medseg.training.batches import batches, validation_batches
+from medseg.training.batches import drawn_cases, validation_batches
 from medseg.training.curves import draw_curves
+from medseg.training.focus import gathered, learnt, listening
 from medseg.training.lock import locked
 from medseg.training.optim import set_rate
 from medseg.training.position import Position, advance, close_epoch, epoch_is_full, keep_time, pace, progress
@@ -26,7 +27,9 @@ from medseg.training.session import (
     find_checkpoint,
     identity,
     is_finished,
+    next_stream,
     open_session,
+    open_stream,
     own_randomness,
     restore,
     save,
@@ -131,21 +134,15 @@ def _train(
     training = session.plan.training
     now = time.monotonic()
     clock = _Clock(now=now, saved=now, drawn=now - _DRAW_EVERY_S, began_step=position.step)
-    stream = batches(
-        session.plan,
-        session.train,
-        device=session.device,
-        start=position.step,
-        workers=session.workers,
-        augment_on=torch.device(session.facts["augment_on"]),
-    )
     row: Mapping[str, float] = {}
-    with closing(stream):  # type: ignore[type-var]
+    stream = open_stream(session, position)
+    try:
         while position.step < position.total or epoch_is_full(position, training.steps_per_epoch):
             full = epoch_is_full(position, training.steps_per_epoch)
             if full:
                 row = _measure(session, position, clock, keep)
-                position = close_epoch(position)
+                position = close_epoch(position, learnt(session.sampler, position.known, position.seen, row))
+                stream = next_stream(session, position, stream)
                 clock = _draw(session, position, clock)
                 position = _call(session, position, hooks, row)
             else:
@@ -158,11 +155,14 @@ def _train(
                 clock = replace(clock, saved=clock.now)
             if signum is not None:
                 raise Interrupted(signum, where=session.folder)
+    finally:
+        stream.close()
     return position
 
 
 def _one_step(session: Session, position: Position, batch: Batch) -> Position:
     training = session.plan.training
+    heard: list[list[float]] = []
     set_rate(session.optimizer, session.schedule(progress(position)))
     seed_step(training.seed, position.step)
     batch = replace(batch, progress=progress(position))
@@ -170,7 +170,7 @@ def _one_step(session: Session, position: Position, batch: Batch) -> Position:
         result = train_step(
             session.network,
             taught(batch, session.teacher),
-            session.loss,
+            listening(session.loss, session.sampler, heard),
             session.optimizer,
             scaler=session.scaler,
             precision=training.precision,
@@ -188,6 +188,8 @@ def _one_step(session: Session, position: Position, batch: Batch) -> Position:
     if session.average is not None and training.ema is not None:
         update_average(session.average, session.network, training.ema, position.step)
     terms = {f"loss {name}": value for name, value in result.terms.items()} if len(result.terms) > 1 else {}
+    names = drawn_cases(session.plan, session.sampler, position.step, position.known) if heard else ()
+    position = replace(position, seen=gathered(position.seen, names, heard))
     return advance(position, {"loss": result.loss, "grad_norm": result.grad_norm, **terms})
 
 

@@ -14,7 +14,8 @@ SLACK = 0.1  # of the steps left; a smaller gain is not worth a change
 class Position:
     """`step` of `total` steps are done and `epochs` of them closed; `sums` add up the open epoch's `count` steps.
 
-    Progress runs straight from `bend_progress` at `bend_step` to 1 at `total`.
+    Progress runs straight from `bend_progress` at `bend_step` to 1 at `total`. `known` is what the sampler goes by in
+    the open epoch, and `seen` what it gathers for the next (see `focus.py`).
     """
 
     total: int
@@ -25,6 +26,8 @@ class Position:
     trained_s: float = 0.0
     bend_step: int = 0
     bend_progress: float = 0.0
+    known: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    seen: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 def progress(position: Position) -> float:
@@ -45,9 +48,9 @@ def advance(position: Position, values: Mapping[str, float]) -> Position:
     return replace(position, step=position.step + 1, count=position.count + 1, sums=sums)
 
 
-def close_epoch(position: Position) -> Position:
-    """The next epoch begins."""
-    return replace(position, epochs=position.epochs + 1, count=0, sums={})
+def close_epoch(position: Position, known: Mapping[str, Sequence[float]]) -> Position:
+    """The next epoch begins; `known` is what the sampler goes by in it."""
+    return replace(position, epochs=position.epochs + 1, count=0, sums={}, known=known, seen={})
 
 
 def epoch_is_full(position: Position, steps_per_epoch: int) -> bool:

@@ -9,6 +9,7 @@ import torch
 from medseg.augment.chain import build_augment
 from medseg.io.cache import CachedCase
 from medseg.training.batches import draw_sample
+from medseg.training.focus import build_sampler
 from medseg.types.plan import Plan
 from medseg.types.tensors import Patch
 
@@ -26,7 +27,8 @@ def faster_device(
     cpu = torch.device("cpu")
     if device.type == "cpu":
         return cpu, {}
-    samples = [draw_sample(plan, cases, 0, number) for number in range(_PATCHES)]
+    sampler = build_sampler(plan.sampling.focus, cases, plan.labels)
+    samples = [draw_sample(plan, sampler, 0, number) for number in range(_PATCHES)]
     seconds = {
         "cpu": _seconds(plan, [patch for patch, _ in samples], cpu) / max(1, workers),
         device.type: _seconds(plan, [patch for patch, _ in samples], device),

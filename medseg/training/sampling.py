@@ -8,7 +8,7 @@ from jaxtyping import Int32
 
 from medseg.io.cache import CachedCase
 from medseg.types.geometry import Box, Size3
-from medseg.types.labels import Labels
+from medseg.types.labels import Label, Labels
 from medseg.types.tensors import Patch
 
 TRAIN, VALIDATE = 0, 1
@@ -40,15 +40,19 @@ def is_forced(index: int, batch: int, fraction: float) -> bool:
 
 def draw_voxel(rng: np.random.Generator, foreground: Mapping[int, np.ndarray], labels: Labels) -> Size3 | None:
     """A stored voxel of a class drawn uniformly among those the case has; None where it has none."""
-    present = []
-    for item in labels.items:
-        voxels = [foreground[value] for value in item.values if len(foreground.get(value, ()))]
-        if voxels:
-            present.append(voxels)
-    if not present:
-        return None
-    chosen = np.concatenate(present[rng.integers(len(present))])
-    z, y, x = (int(v) for v in chosen[rng.integers(len(chosen))])
+    present = [item for item in labels.items if has_class(foreground, item)]
+    return draw_of(rng, foreground, present[rng.integers(len(present))]) if present else None
+
+
+def has_class(foreground: Mapping[int, np.ndarray], item: Label) -> bool:
+    """Whether a case has stored voxels of a class or region."""
+    return any(len(foreground.get(value, ())) for value in item.values)
+
+
+def draw_of(rng: np.random.Generator, foreground: Mapping[int, np.ndarray], item: Label) -> Size3:
+    """A stored voxel of a class or region that the case has."""
+    voxels = np.concatenate([foreground[value] for value in item.values if len(foreground.get(value, ()))])
+    z, y, x = (int(v) for v in voxels[rng.integers(len(voxels))])
     return z, y, x
 
 

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,12 +22,15 @@ from medseg.losses.build import Loss, build_loss
 from medseg.networks.build import HeadedNetwork, build_network
 from medseg.training import checkpoint
 from medseg.training.adversary import Opponent, open_opponent
+from medseg.training.batches import batches
+from medseg.training.focus import Sampler, build_sampler
 from medseg.training.optim import Schedule, build_optimizer
 from medseg.training.position import Position
 from medseg.training.probe import faster_device
 from medseg.training.step import averaged, new_average, new_scaler
 from medseg.training.teacher import Teacher
 from medseg.types.plan import Plan
+from medseg.types.tensors import Batch
 
 _LOG = logging.getLogger("medseg")
 CHECKPOINT, WEIGHTS, METRICS, FACTS = "checkpoint.safetensors", "weights.safetensors", "metrics.jsonl", "run.json"
@@ -52,6 +55,7 @@ class Session:
     facts: Mapping[str, Any]
     workers: int
     asked_to_stop: Callable[[], int | None]
+    sampler: Sampler
     opponent: Opponent | None = None
     teacher: Teacher | None = None
 
@@ -120,9 +124,31 @@ def open_session(
         facts=_facts(plan, train, device, workers, facts),
         workers=workers,
         asked_to_stop=asked_to_stop,
+        sampler=build_sampler(plan.sampling.focus, train, plan.labels, validated=bool(cases[1])),
         opponent=open_opponent(plan, device),
         teacher=teacher,
     )
+
+
+def open_stream(session: Session, position: Position) -> Generator[Batch, None, None]:
+    """The training batches from `position` on, as long as what the sampler knows stays."""
+    return batches(
+        session.plan,
+        session.train,
+        device=session.device,
+        start=position.step,
+        workers=session.workers,
+        augment_on=torch.device(session.facts["augment_on"]),
+        known=position.known,
+    )
+
+
+def next_stream(session: Session, position: Position, stream: Generator[Batch, None, None]) -> Generator[Batch]:
+    """The batches of the epoch that begins: of the same stream, unless the sampler has learnt."""
+    if session.sampler.learn is None:
+        return stream
+    stream.close()
+    return open_stream(session, position)
 
 
 def restore(session: Session, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Position:

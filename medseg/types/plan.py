@@ -100,11 +100,15 @@ class Network:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What one optimiser step sees; patch is (z, y, x) voxels of the network grid."""
+    """What one optimiser step sees; patch is (z, y, x) voxels of the network grid.
+
+    `focus` chooses the case of a patch, and the class of one that must show foreground.
+    """
 
     patch: Size3
     batch: int
     foreground_fraction: float = 0.33
+    focus: Step = Step("uniform_classes")
 
 
 @dataclass(frozen=True)

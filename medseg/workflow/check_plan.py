@@ -48,9 +48,11 @@ def _steps(plan: Plan) -> Iterator[tuple[str, Step | Network | LossTerm | Advers
     from medseg.networks.critics import CRITICS
     from medseg.postprocess.chain import CLEAN
     from medseg.preprocess.intensity import INTENSITY
+    from medseg.training.focus import FOCUS
     from medseg.training.optim import OPTIMIZERS, SCHEDULES
 
     yield "network", plan.network, BACKBONES
+    yield "sampling.focus", plan.sampling.focus, FOCUS
     yield "training.optimizer", plan.training.optimizer, OPTIMIZERS
     yield "training.schedule", plan.training.schedule, SCHEDULES
     if plan.training.adversary is not None:

@@ -1,29 +1,15 @@
 """Switches of a plan that fight each other: one small function per pair, each with the sentence a user reads."""
 
-import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from medseg.errors import PlanError
 from medseg.types.plan import LossTerm, Plan, Step
 from medseg.types.sides import paired_names, side_axis
+from medseg.workflow.loss_switches import LOSS_FIGHTS, Fight, Rule, resolved
 
 _LOG = logging.getLogger("medseg")
 FEW = 8  # samples per step below which batch statistics are poor
-
-
-@dataclass(frozen=True)
-class Fight:
-    """What fights, in which field, and what to do."""
-
-    where: str
-    what: str
-    hint: str
-
-
-Rule = Callable[[Plan], Iterator[Fight]]
 
 
 def refuse_fights(plan: Plan) -> None:
@@ -42,77 +28,6 @@ def say_doubts(plan: Plan) -> None:
     """Log a warning for each doubt."""
     for doubt in doubts(plan):
         _LOG.warning("%s: %s. %s", doubt.where, doubt.what, doubt.hint)
-
-
-def focal_and_class_weights(plan: Plan) -> Iterator[Fight]:
-    """Focal's alpha and weights of classes both answer that classes are of unequal size."""
-    if _weighs_classes(plan) and any(_option(term, "alpha") is not None for term in _terms(plan, "focal")):
-        what = "focal's alpha and class weights would both weigh the classes"
-        yield Fight("training.losses", what, 'give focal the option "alpha": null, or leave the class weights out')
-
-
-def ohem_and_focal(plan: Plan) -> Iterator[Fight]:
-    """Both pick hard voxels."""
-    if _terms(plan, "ohem") and _terms(plan, "focal"):
-        yield Fight("training.losses", "ohem and focal would both pick the hard voxels", "keep one of them")
-
-
-def ohem_and_pixel_weights(plan: Plan) -> Iterator[Fight]:
-    """OHEM drops what pixel weights stress."""
-    if _terms(plan, "ohem") and _terms(plan, "pixel_cross_entropy"):
-        what = "ohem and pixel_cross_entropy would both say which voxels are hard, one by loss and one by place"
-        yield Fight("training.losses", what, "keep one of them")
-
-
-def ohem_that_keeps_all(plan: Plan) -> Iterator[Fight]:
-    """The least number kept is all there is."""
-    z, y, x = plan.sampling.patch
-    voxels = z * y * x * (len(plan.labels.items) if plan.labels.are_regions() else 1)
-    for term in _terms(plan, "ohem"):
-        least = _option(term, "min_kept")
-        if isinstance(least, int) and least >= voxels:
-            what = f"ohem keeps at least {least} voxels, and the patch has {voxels}: it would pick none"
-            yield Fight("training.losses", what, f"set min_kept to about {voxels // 50}, or use cross_entropy")
-
-
-def overlap_twice(plan: Plan) -> Iterator[Fight]:
-    """Two terms that measure the overlap of the same classes."""
-    names = [term.use for term in plan.training.losses if _measures(term, _OVERLAP, "dice_weight")]
-    if len(names) > 1:
-        hint = "keep one of them, and give it the sum of the weights"
-        yield Fight("training.losses", f"{' and '.join(names)} would count the overlap twice", hint)
-
-
-def cross_entropy_twice(plan: Plan) -> Iterator[Fight]:
-    """Two terms that average the cross-entropy of all voxels."""
-    names = [term.use for term in plan.training.losses if _measures(term, _ENTROPY, "ce_weight")]
-    if len(names) > 1:
-        hint = 'keep one of them; "dice_ce" with "ce_weight": 0 is Dice alone, and all take class weights'
-        yield Fight("training.losses", f"{' and '.join(names)} would count cross-entropy twice", hint)
-
-
-def class_weights_that_do_not_fit(plan: Plan) -> Iterator[Fight]:
-    """A list with an entry per class of another length."""
-    outputs = plan.labels.outputs()
-    for number, term in enumerate(plan.training.losses):
-        for name in ("weights", "alpha"):
-            values = _option(term, name)
-            if isinstance(values, list) and _builtin(term) and len(values) != outputs:
-                order = "one per region" if plan.labels.are_regions() else "background first, then one per class"
-                where = f"training.losses[{number}].options.{name}"
-                yield Fight(where, f"{len(values)} numbers for {outputs} outputs", f"give {outputs}: {order}")
-
-
-def classes_that_do_not_exist(plan: Plan) -> Iterator[Fight]:
-    """Centre lines of labels that the plan has not."""
-    known = len(plan.labels.items)
-    for number, term in enumerate(plan.training.losses):
-        chosen = _option(term, "classes") if term.use == "cldice" else None
-        bad = [c for c in chosen if c not in range(1, known + 1)] if isinstance(chosen, list) else []
-        if bad or chosen == []:
-            what = f"cldice of labels {bad}, and the plan has {known}" if bad else "cldice of no label"
-            names = ", ".join(f"{i} {name}" for i, name in enumerate(plan.labels.names(), 1))
-            yield Fight(f"training.losses[{number}].options.classes", what, f"labels are {names or 'none'}")
 
 
 def losses_without_their_part(plan: Plan) -> Iterator[Fight]:
@@ -181,6 +96,17 @@ def deep_supervision_of_one_scale(plan: Plan) -> Iterator[Fight]:
         yield Fight("training.deep_supervision", what, "nothing is lost; add a stage if it is wanted")
 
 
+def focus_without_effect(plan: Plan) -> Iterator[Fight]:
+    """A sampler that goes by classes where there are none to show."""
+    name = plan.sampling.focus.use
+    if name in ("dice_driven", "dynamic") and not plan.labels.items:
+        what = f"{name} goes by what is known of classes, and the plan has landmarks only"
+        yield Fight("sampling.focus", what, "use uniform_classes")
+    elif name == "dice_driven" and plan.sampling.foreground_fraction <= 0:
+        what = "dice_driven chooses the class of samples that must show one, and foreground_fraction asks for none"
+        yield Fight("sampling.focus", what, "set foreground_fraction to 0.33, or use uniform_classes")
+
+
 def mirrored_sides(plan: Plan) -> Iterator[Fight]:
     """Mirroring between left and right without exchanging the names that say so."""
     axis = side_axis(plan.preprocess.orientation) if plan.network.topology.ndim == 3 else None
@@ -203,31 +129,16 @@ def mirrored_sides(plan: Plan) -> Iterator[Fight]:
 
 
 FIGHTS: tuple[Rule, ...] = (
-    focal_and_class_weights,
-    ohem_and_focal,
-    ohem_and_pixel_weights,
-    ohem_that_keeps_all,
-    overlap_twice,
-    cross_entropy_twice,
-    class_weights_that_do_not_fit,
-    classes_that_do_not_exist,
+    *LOSS_FIGHTS,
     losses_without_their_part,
     parts_without_their_loss,
     points_without_names,
     batch_norm_of_one_sample,
+    focus_without_effect,
     mirrored_sides,
 )
 DOUBTS: tuple[Rule, ...] = (batch_norm_of_few_samples, repvgg_without_its_norm, deep_supervision_of_one_scale)
 
-_OVERLAP = ("dice_ce", "dice", "generalised_dice", "tversky", "focal_tversky", "bce_batch_dice", "distillation")
-_ENTROPY = (
-    "dice_ce",
-    "cross_entropy",
-    "weighted_cross_entropy",
-    "pixel_cross_entropy",
-    "bce_batch_dice",
-    "distillation",
-)
 # What makes the output that a loss of the whole output looks at: heads, or backbones that return more than features.
 _MAKERS: Mapping[str, frozenset[str]] = {
     "dsnt": frozenset({"dsnt"}),
@@ -246,38 +157,6 @@ def _made_by(term: LossTerm) -> frozenset[str]:
     return frozenset({"segmentation"}) if term.use in LOSSES else _MAKERS.get(term.use, frozenset())
 
 
-def _terms(plan: Plan, *names: str) -> list[LossTerm]:
-    return [term for term in plan.training.losses if term.use in names]
-
-
-def _builtin(term: LossTerm) -> bool:
-    return ":" not in term.use
-
-
-def _measures(term: LossTerm, names: Sequence[str], share: str) -> bool:
-    teacher_only = term.use == "distillation" and term.options.get("alpha") == 1
-    return term.use in names and term.weight != 0 and term.options.get(share, 1.0) != 0 and not teacher_only
-
-
-def _weighs_classes(plan: Plan) -> bool:
-    given = [term for term in _terms(plan, "pixel_cross_entropy") if term.options.get("weights") is not None]
-    return bool(given or _terms(plan, "weighted_cross_entropy"))
-
-
-def _option(term: LossTerm, name: str) -> Any:
-    """An option as the loss will get it: the plan's, or the default."""
-    from medseg.losses.build import LOSSES, WHOLE_LOSSES
-
-    return _resolved(term.options, {**LOSSES, **WHOLE_LOSSES}.get(term.use), name)
-
-
-def _resolved(options: Mapping[str, Any], function: Callable[..., Any] | None, name: str) -> Any:
-    if name in options or function is None:
-        return options.get(name)
-    known = inspect.signature(function).parameters.get(name)
-    return None if known is None or known.default is known.empty else known.default
-
-
 def _batch_norm(plan: Plan) -> str | None:
     """What of the network looks at the whole batch, in words."""
     from medseg.networks.build import BACKBONES
@@ -285,7 +164,7 @@ def _batch_norm(plan: Plan) -> str | None:
     network = plan.network
     if network.options.get("encoder") == "repvgg":
         return "the encoder repvgg, which has batch norm,"
-    norm = _resolved(network.options, BACKBONES.get(network.use), "norm")
+    norm = resolved(network.options, BACKBONES.get(network.use), "norm")
     return {"batch": "batch norm", "switchable": "switchable norm"}.get(str(norm))
 
 

@@ -9,6 +9,7 @@ from medseg.errors import TrainingError
 from medseg.io.cache import CachedCase, open_case, write_case
 from medseg.training import batches as module
 from medseg.training.batches import batches, draw_sample, encode_target, validation_batches
+from medseg.training.focus import uniform_classes
 from medseg.training.sampling import (
     TRAIN,
     centred_box,
@@ -148,7 +149,9 @@ def test_samples_without_foreground_lie_in_the_fan(tmp_path):
     write_case(tmp_path, "a", Image(image, grid, ("US",)), labels, patch=(1, 16, 16), inside=image[0] != 0)
     case = open_case(tmp_path, "a")
     assert len(case.inside) == 160 and case.foreground == {}
-    assert all(draw_sample(plan, [case], step, 0)[0].image.max() == 1 for step in range(40))
+    assert all(
+        draw_sample(plan, uniform_classes([case], plan.labels), step, 0)[0].image.max() == 1 for step in range(40)
+    )
 
 
 def test_a_box_holds_its_voxel_and_lies_inside_where_it_can():
@@ -252,7 +255,8 @@ def test_small_scans_of_landmark_plans_are_centred_and_whole(tmp_path):
     case = landmark_case(tmp_path, points=[[13, 23, 29], [0, 0, 0], [3, 4, 5]])
     for step in range(10):
         for index in (0, 1):
-            patch, _ = draw_sample(landmark_plan(augment=()), [case], step, index)
+            plan = landmark_plan(augment=())
+            patch, _ = draw_sample(plan, uniform_classes([case], plan.labels), step, index)
             assert patch.points.tolist() == [[14, 23, 30], [1, 0, 1], [4, 4, 6]]
 
 
@@ -260,9 +264,9 @@ def test_patches_of_larger_scans_stay_within_them_and_forced_ones_hold_a_point(t
     case = landmark_case(tmp_path, shape=(40, 24, 90), points=[[39, 20, 89], [np.nan] * 3, [500, 0, 0]])
     plan = landmark_plan(augment=())
     for step in range(12):
-        forced, _ = draw_sample(plan, [case], step, 1)
+        forced, _ = draw_sample(plan, uniform_classes([case], plan.labels), step, 1)
         assert forced.points[0].tolist() == [15, 20, 31]
-        free, _ = draw_sample(plan, [case], step, 0)
+        free, _ = draw_sample(plan, uniform_classes([case], plan.labels), step, 0)
         assert free.points[0].min() >= 0
     batch = next(iter(validation_batches(plan, [case], steps=1, device=CPU)))
     assert batch.points[1, 0].tolist() == [15, 20, 31]

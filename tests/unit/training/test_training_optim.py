@@ -103,7 +103,7 @@ def test_steps_lost_to_a_slow_while_come_back():
 def test_an_epoch_is_full_after_its_steps_or_at_the_end():
     position = advance(advance(Position(total=3), {"loss": 2.0}), {"loss": 4.0})
     assert epoch_is_full(position, 2) and position.sums == {"loss": 6.0}
-    position = close_epoch(position)
+    position = close_epoch(position, {})
     assert (position.epochs, position.count, dict(position.sums)) == (1, 0, {})
     assert not epoch_is_full(position, 2)
     assert epoch_is_full(advance(position, {}), 2)

@@ -8,10 +8,10 @@ from tiny_run import tiny_plan
 from medseg.errors import PlanError
 from medseg.types.labels import Label, Labels
 from medseg.types.plan import Adversary, Inference, LossTerm, Plan, Step
-from medseg.workflow import switches
 from medseg.workflow.check_plan import check_plan
 from medseg.workflow.switches import DOUBTS, FIGHTS, doubts
 
+RULES = {rule.__name__: rule for rule in (*FIGHTS, *DOUBTS)}
 KIDNEYS = Labels((Label("kidney_left", (1,)), Label("kidney_right", (2,)), Label("liver", (3,))))
 REGIONS = Labels((Label("whole", (1, 2)), Label("core", (2,))))
 DICE = LossTerm(1.0, "dice")
@@ -42,6 +42,12 @@ def network(*heads: Step, **changes: object) -> Plan:
 def batch(size: int, **options: object) -> Plan:
     plan = network(options=options)
     return replace(plan, sampling=replace(plan.sampling, batch=size))
+
+
+def focused(use: str, *, foreground_fraction: float = 0.33, **changes: object) -> Plan:
+    plan = network(DSNT, losses=(LossTerm(1.0, "dsnt"),), landmarks=LANDMARKS) if changes else tiny_plan()
+    sampling = replace(plan.sampling, focus=Step(use), foreground_fraction=foreground_fraction)
+    return replace(plan, sampling=sampling, **changes)  # type: ignore[arg-type]
 
 
 def mirrored(*steps: Step, orientation: str = "LPS", inference: Inference | None = None) -> Plan:
@@ -135,6 +141,13 @@ ROWS = [
     ("batch_norm_of_one_sample", "sampling.batch", "batch norm", batch(1, norm="batch")),
     ("batch_norm_of_one_sample", "sampling.batch", "switchable", batch(1, norm="switchable")),
     ("batch_norm_of_one_sample", "sampling.batch", "repvgg", batch(1, encoder="repvgg")),
+    ("focus_without_effect", "sampling.focus", "asks for none", focused("dice_driven", foreground_fraction=0.0)),
+    (
+        "focus_without_effect",
+        "sampling.focus",
+        "landmarks only",
+        focused("dynamic", labels=Labels(()), landmarks=LANDMARKS),
+    ),
     ("mirrored_sides", "training.augment[1].options", "kidney_left", mirrored(Step("noise"), Step("mirror"))),
     (
         "mirrored_sides",
@@ -159,7 +172,7 @@ ROWS = [
 
 @pytest.mark.parametrize(("rule", "where", "said", "plan"), ROWS)
 def test_switches_that_fight_are_refused_with_the_reason(rule: str, where: str, said: str, plan: Plan) -> None:
-    fights = list(getattr(switches, rule)(plan))
+    fights = list(RULES[rule](plan))
     assert fights and fights[0].where == where and said in fights[0].what and fights[0].hint
     with pytest.raises(PlanError) as caught:
         check_plan(plan)
@@ -193,6 +206,8 @@ PEACE = {
     ),
     "batch norm": batch(2, norm="batch"),
     "instance norm": batch(1),
+    "focus": focused("dice_driven"),
+    "focus on cases": focused("dynamic", foreground_fraction=0.0),
     "switchable without batch norm": batch(1, norm="switchable_no_bn"),
     "mirroring another axis": mirrored(Step("mirror", {"axes": [0, 1]}), inference=Inference(mirror_axes=(0, 1))),
     "mirroring with exchange": mirrored(
@@ -217,7 +232,7 @@ DOUBTFUL = [
 
 @pytest.mark.parametrize(("rule", "said", "plan"), DOUBTFUL)
 def test_what_is_hardly_meant_is_said_and_not_refused(rule: str, said: str, plan: Plan) -> None:
-    found = list(getattr(switches, rule)(plan))
+    found = list(RULES[rule](plan))
     assert len(found) == 1 and said in found[0].what and found[0] in doubts(plan)
 
 

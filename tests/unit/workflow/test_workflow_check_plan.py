@@ -81,6 +81,7 @@ FAULTS = {
     "preprocess.intensity[0]": changed(preprocess=replace(PLAN.preprocess, intensity=(Step("hounsfield"),))),
     "network": changed(network=replace(PLAN.network, use="u_net")),
     "network.heads[1]": changed(network=replace(PLAN.network, heads=(Step("segmentation"), Step("segment")))),
+    "sampling.focus": changed(sampling=replace(PLAN.sampling, focus=Step("hardest"))),
     "training.losses[0]": changed(losses=(LossTerm(1.0, "dice_cee"),)),
     "training.optimizer": changed(optimizer=Step("sgd", {"learning_rate": 0.1})),
     "training.schedule": changed(schedule=Step("polynomial")),

@@ -1,0 +1,145 @@
+"""Terms of a plan's loss that fight each other; see `switches.py`."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from medseg.types.plan import LossTerm, Plan
+
+
+@dataclass(frozen=True)
+class Fight:
+    """What fights, in which field, and what to do."""
+
+    where: str
+    what: str
+    hint: str
+
+
+Rule = Callable[[Plan], Iterator[Fight]]
+
+
+def focal_and_class_weights(plan: Plan) -> Iterator[Fight]:
+    """Focal's alpha and weights of classes both answer that classes are of unequal size."""
+    if _weighs_classes(plan) and any(_option(term, "alpha") is not None for term in _terms(plan, "focal")):
+        what = "focal's alpha and class weights would both weigh the classes"
+        yield Fight("training.losses", what, 'give focal the option "alpha": null, or leave the class weights out')
+
+
+def ohem_and_focal(plan: Plan) -> Iterator[Fight]:
+    """Both pick hard voxels."""
+    if _terms(plan, "ohem") and _terms(plan, "focal"):
+        yield Fight("training.losses", "ohem and focal would both pick the hard voxels", "keep one of them")
+
+
+def ohem_and_pixel_weights(plan: Plan) -> Iterator[Fight]:
+    """OHEM drops what pixel weights stress."""
+    if _terms(plan, "ohem") and _terms(plan, "pixel_cross_entropy"):
+        what = "ohem and pixel_cross_entropy would both say which voxels are hard, one by loss and one by place"
+        yield Fight("training.losses", what, "keep one of them")
+
+
+def ohem_that_keeps_all(plan: Plan) -> Iterator[Fight]:
+    """The least number kept is all there is."""
+    z, y, x = plan.sampling.patch
+    voxels = z * y * x * (len(plan.labels.items) if plan.labels.are_regions() else 1)
+    for term in _terms(plan, "ohem"):
+        least = _option(term, "min_kept")
+        if isinstance(least, int) and least >= voxels:
+            what = f"ohem keeps at least {least} voxels, and the patch has {voxels}: it would pick none"
+            yield Fight("training.losses", what, f"set min_kept to about {voxels // 50}, or use cross_entropy")
+
+
+def overlap_twice(plan: Plan) -> Iterator[Fight]:
+    """Two terms that measure the overlap of the same classes."""
+    names = [term.use for term in plan.training.losses if _measures(term, _OVERLAP, "dice_weight")]
+    if len(names) > 1:
+        hint = "keep one of them, and give it the sum of the weights"
+        yield Fight("training.losses", f"{' and '.join(names)} would count the overlap twice", hint)
+
+
+def cross_entropy_twice(plan: Plan) -> Iterator[Fight]:
+    """Two terms that average the cross-entropy of all voxels."""
+    names = [term.use for term in plan.training.losses if _measures(term, _ENTROPY, "ce_weight")]
+    if len(names) > 1:
+        hint = 'keep one of them; "dice_ce" with "ce_weight": 0 is Dice alone, and all take class weights'
+        yield Fight("training.losses", f"{' and '.join(names)} would count cross-entropy twice", hint)
+
+
+def class_weights_that_do_not_fit(plan: Plan) -> Iterator[Fight]:
+    """A list with an entry per class of another length."""
+    outputs = plan.labels.outputs()
+    for number, term in enumerate(plan.training.losses):
+        for name in ("weights", "alpha"):
+            values = _option(term, name)
+            if isinstance(values, list) and _builtin(term) and len(values) != outputs:
+                order = "one per region" if plan.labels.are_regions() else "background first, then one per class"
+                where = f"training.losses[{number}].options.{name}"
+                yield Fight(where, f"{len(values)} numbers for {outputs} outputs", f"give {outputs}: {order}")
+
+
+def classes_that_do_not_exist(plan: Plan) -> Iterator[Fight]:
+    """Centre lines of labels that the plan has not."""
+    known = len(plan.labels.items)
+    for number, term in enumerate(plan.training.losses):
+        chosen = _option(term, "classes") if term.use == "cldice" else None
+        bad = [c for c in chosen if c not in range(1, known + 1)] if isinstance(chosen, list) else []
+        if bad or chosen == []:
+            what = f"cldice of labels {bad}, and the plan has {known}" if bad else "cldice of no label"
+            names = ", ".join(f"{i} {name}" for i, name in enumerate(plan.labels.names(), 1))
+            yield Fight(f"training.losses[{number}].options.classes", what, f"labels are {names or 'none'}")
+
+
+LOSS_FIGHTS: tuple[Rule, ...] = (
+    focal_and_class_weights,
+    ohem_and_focal,
+    ohem_and_pixel_weights,
+    ohem_that_keeps_all,
+    overlap_twice,
+    cross_entropy_twice,
+    class_weights_that_do_not_fit,
+    classes_that_do_not_exist,
+)
+
+_OVERLAP = ("dice_ce", "dice", "generalised_dice", "tversky", "focal_tversky", "bce_batch_dice", "distillation")
+_ENTROPY = (
+    "dice_ce",
+    "cross_entropy",
+    "weighted_cross_entropy",
+    "pixel_cross_entropy",
+    "bce_batch_dice",
+    "distillation",
+)
+
+
+def resolved(options: Mapping[str, Any], function: Callable[..., Any] | None, name: str) -> Any:
+    """An option as the function will get it: the plan's, or the default; None where there is none."""
+    if name in options or function is None:
+        return options.get(name)
+    known = inspect.signature(function).parameters.get(name)
+    return None if known is None or known.default is known.empty else known.default
+
+
+def _terms(plan: Plan, *names: str) -> list[LossTerm]:
+    return [term for term in plan.training.losses if term.use in names]
+
+
+def _builtin(term: LossTerm) -> bool:
+    return ":" not in term.use
+
+
+def _measures(term: LossTerm, names: Sequence[str], share: str) -> bool:
+    teacher_only = term.use == "distillation" and term.options.get("alpha") == 1
+    return term.use in names and term.weight != 0 and term.options.get(share, 1.0) != 0 and not teacher_only
+
+
+def _weighs_classes(plan: Plan) -> bool:
+    given = [term for term in _terms(plan, "pixel_cross_entropy") if term.options.get("weights") is not None]
+    return bool(given or _terms(plan, "weighted_cross_entropy"))
+
+
+def _option(term: LossTerm, name: str) -> Any:
+    from medseg.losses.build import LOSSES, WHOLE_LOSSES
+
+    return resolved(term.options, {**LOSSES, **WHOLE_LOSSES}.get(term.use), name)
