@@ -101,22 +101,26 @@ def write_landmark_scores(scores: Sequence[LandmarkScores], out: Path) -> None:
 
 def format_landmark_table(scores: Sequence[LandmarkScores]) -> str:
     """The summary as text: a line per landmark, one for all and for a second reader, and every failed case."""
-    summary: Mapping[str, Any] = summarise_landmarks(scores)
-    limits = [f"{limit:g}" for limit in SDR_MM]
-    rows = [
-        ["landmark", "mean mm", "SD", "median", "largest", *(f"SDR {limit} mm" for limit in limits), "n", "missing"]
-    ]
-    parts = [*summary["landmarks"].items(), ("all", summary["all"])]
-    if "reader" in summary:
-        parts.append(("second reader", summary["reader"]["all"]))
-    for name, part in parts:
-        distances = [_short(part[key]) for key in ("mean_mm", "sd_mm", "median_mm", "largest_mm")]
-        shares = [_percent(part["sdr"][limit]) for limit in limits]
-        rows.append([name, *distances, *shares, str(part["n"]), str(part["missing"])])
+    rows = landmark_rows(summarise_landmarks(scores))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += [f"failed: {case.case_id}: {case.error}" for case in scores if case.status == "failed"]
     return "\n".join(lines)
+
+
+def landmark_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """The cells of a table of what `summarise_landmarks` returns, its heads first."""
+    limits = [f"{limit:g}" for limit in SDR_MM]
+    heads = ["landmark", "mean mm", "SD", "median", "largest", *(f"SDR {limit} mm" for limit in limits), "n", "missing"]
+    parts = [*summary["landmarks"].items(), ("all", summary["all"])]
+    if "reader" in summary:
+        parts.append(("second reader", summary["reader"]["all"]))
+    rows = [heads]
+    for name, part in parts:
+        distances = [_short(part[key]) for key in ("mean_mm", "sd_mm", "median_mm", "largest_mm")]
+        shares = [_percent(part["sdr"][limit]) for limit in limits]
+        rows.append([name, *distances, *shares, str(part["n"]), str(part["missing"])])
+    return rows
 
 
 def _score(name: str, prediction: Path | None, reference: Path, second: Path | None) -> LandmarkScores:

@@ -11,18 +11,23 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from medseg.errors import DatasetError
+from medseg.io.dataset_points import point_stem, read_points
 from medseg.io.datasets import read_dataset
 from medseg.io.files import write_text
 from medseg.io.images import image_stem, is_image, read_labels
+from medseg.io.landmarks import read_landmarks
 from medseg.io.pairs import read_pair
 from medseg.io.records import read_record
 from medseg.metrics.cases import score_case, summarise
+from medseg.metrics.landmarks import score_landmarks, summarise_landmarks
 from medseg.postprocess.chain import clean
 from medseg.preprocess.fan import scored
 from medseg.types.dataset import Case, Dataset
 from medseg.types.image import Image, LabelMap
+from medseg.types.landmarks import Landmarks
 from medseg.types.plan import Plan
-from medseg.types.result import CaseScores, LabelScores
+from medseg.types.result import CaseScores, LabelScores, LandmarkScores
+from medseg.workflow.evaluate_landmarks import landmark_rows
 from medseg.workflow.overlays import label_colours, overlay_png
 
 
@@ -46,6 +51,7 @@ class Page:
     pictures: tuple[Picture, ...] = ()
     curves: tuple[Picture, ...] = ()
     plan: Plan | None = None
+    landmarks: tuple[LandmarkScores, ...] = ()
 
 
 def write_page(page: Page, path: Path) -> Path:
@@ -55,7 +61,9 @@ def write_page(page: Page, path: Path) -> Path:
     template = files("medseg.workflow").joinpath("page.html.j2").read_text(encoding="utf-8")
     colours = label_colours(page.plan.labels) if page.plan else {}
     scores = _score_table(page.scores) if page.scores else None
-    write_text(path, environment.from_string(template).render(page=page, colours=colours, scores=scores))
+    points = _landmark_table(page.landmarks) if page.landmarks else None
+    text = environment.from_string(template).render(page=page, colours=colours, scores=scores, points=points)
+    write_text(path, text)
     return path
 
 
@@ -78,31 +86,38 @@ def mean_dice(scores: Sequence[CaseScores]) -> float:
 def write_report(run: Path | str, dataset: Path | str, out: Path | None = None, *, pictures: int = 6) -> Path:
     """A page about a training run from its validation predictions and the data set they belong to.
 
-    Scores every validated case after the cleaning of the run's bundle and shows `pictures` of them from worst to
-    best. Writes `out`, by default `report.html` in the run folder, and returns it. Raises DatasetError if the run has
-    no validation prediction of a case of the data set, PlanError if it holds no finished model.
+    Scores every validated case after the cleaning of the run's bundle, and its landmarks, and shows `pictures` of them
+    from worst to best. Writes `out`, by default `report.html` in the run folder, and returns it. Raises DatasetError if
+    the run has no validation prediction of a case of the data set, PlanError if it holds no finished model.
     """
     run = Path(run)
     plan = read_record(run / "bundle" / "plan.json", Plan)
     data = read_dataset(dataset)
-    cases = {case.id: case for case in data.cases if case.label is not None}
-    files = (path for path in sorted(run.glob("fold_*/validation/*")) if is_image(path))
-    found = {image_stem(path): path for path in files if image_stem(path) in cases}
+    cases = {case.id: case for case in data.cases}
+    files = (path for path in sorted(run.glob("fold_*/validation/*")) if is_image(path) or point_stem(path))
+    found: dict[str, list[Path]] = {}
+    for path in files:
+        name = image_stem(path) if is_image(path) else point_stem(path)
+        if name in cases:
+            found.setdefault(name, []).append(path)
     if not found:
         raise DatasetError(
             "no validation prediction of a case of this data set", where=run, hint="train a fold before the report"
         )
-    scores = sorted((_load(data, cases[name], path, plan)[0] for name, path in found.items()), key=_worst_first)
+    loaded = sorted((_scores(_load(data, cases[name], paths, plan)) for name, paths in found.items()), key=_worst_first)
     shown = []
-    for index in _spread(len(scores), pictures):
-        name = scores[index].case_id
-        case, image, prediction, reference = _load(data, cases[name], found[name], plan)
-        shown.append(Picture(name, overlay_png(image, prediction, reference), _dice_text(case)))
+    for index in _spread(len(loaded), pictures):
+        name = loaded[index][0]
+        one = _load(data, cases[name], found[name], plan)
+        shown.append(Picture(name, _picture(one), _caption(*loaded[index][1:])))
+    scores = tuple(labels for _, labels, _ in loaded if labels is not None)
+    landmarks = tuple(points for _, _, points in loaded if points is not None)
     page = Page(
         title=f"Training run {plan.name}",
         paragraphs=("Every case below was predicted by a network that was not trained on it.",),
-        facts=_facts(plan, scores),
-        scores=tuple(scores),
+        facts=_facts(plan, len(loaded), scores, landmarks),
+        scores=scores,
+        landmarks=landmarks,
         pictures=tuple(shown),
         curves=read_curves(run),
         plan=plan,
@@ -110,24 +125,72 @@ def write_report(run: Path | str, dataset: Path | str, out: Path | None = None, 
     return write_page(page, out or run / "report.html")
 
 
-def _load(data: Dataset, case: Case, path: Path, plan: Plan) -> tuple[CaseScores, Image, LabelMap, LabelMap]:
-    """Scores, scan, cleaned prediction and reference of one validated case."""
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """One validated case: the scan, cleaned prediction and reference, landmarks found and to be found."""
+
+    case_id: str
+    image: Image
+    labels: tuple[LabelMap, LabelMap] | None
+    landmarks: tuple[Landmarks, Landmarks] | None
+
+
+Scored = tuple[str, CaseScores | None, LandmarkScores | None]
+
+
+def _load(data: Dataset, case: Case, paths: Sequence[Path], plan: Plan) -> _Loaded:
     image, reference = read_pair(case, data)
-    reference = scored(reference, image, plan.preprocess)
-    prediction = replace(clean(read_labels(path, plan.labels), plan.postprocess), geometry=reference.geometry)
-    return score_case(case.id, prediction, reference), image, prediction, reference
+    maps = [path for path in paths if is_image(path)]
+    points = [path for path in paths if not is_image(path)]
+    labels, landmarks = None, None
+    if maps and plan.labels.items:
+        reference = scored(reference, image, plan.preprocess)
+        prediction = replace(clean(read_labels(maps[0], plan.labels), plan.postprocess), geometry=reference.geometry)
+        labels = prediction, reference
+    if points and case.landmarks is not None:
+        landmarks = read_landmarks(points[0]), Landmarks(data.landmarks, read_points(case, data))
+    return _Loaded(case.id, image, labels, landmarks)
 
 
-def _facts(plan: Plan, scores: Sequence[CaseScores]) -> tuple[tuple[str, str], ...]:
+def _scores(one: _Loaded) -> Scored:
+    labels = None if one.labels is None else score_case(one.case_id, *one.labels)
+    return one.case_id, labels, None if one.landmarks is None else score_landmarks(one.case_id, *one.landmarks)
+
+
+def _picture(one: _Loaded) -> bytes:
+    labels, points = one.labels or (None, None), one.landmarks or (None, None)
+    return overlay_png(one.image, *labels, landmarks=points[0], reference_landmarks=points[1])
+
+
+def _facts(
+    plan: Plan, cases: int, scores: Sequence[CaseScores], landmarks: Sequence[LandmarkScores]
+) -> tuple[tuple[str, str], ...]:
     network, training = plan.network, plan.training
+    results = [("mean Dice", f"{mean_dice(scores):.3f}")] if scores else []
+    if landmarks:
+        results.append(("mean radial error", _mm(_mean_error(landmarks))))
     return (
-        ("validated cases", str(len(scores))),
-        ("mean Dice", f"{mean_dice(scores):.3f}"),
+        ("validated cases", str(cases)),
+        *results,
         ("network", f"{network.use}, {network.topology.ndim}D, channels {list(network.topology.channels)}"),
         ("patch (z, y, x), batch", f"{list(plan.sampling.patch)}, {plan.sampling.batch}"),
         ("training", f"{training.epochs} epochs of {training.steps_per_epoch} steps at most, seed {training.seed}"),
         ("cleaning", ", ".join(step.use for step in plan.postprocess) or "none"),
     )
+
+
+def _caption(labels: CaseScores | None, landmarks: LandmarkScores | None) -> str:
+    parts = [_dice_text(labels)] if labels is not None else []
+    return ", ".join([*parts, *([f"mean radial error {_mm(_mean_error([landmarks]))}"] if landmarks else [])])
+
+
+def _mean_error(scores: Sequence[LandmarkScores]) -> float:
+    known = [error for case in scores for error in case.errors_mm.values() if not math.isnan(error)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _mm(distance: float) -> str:
+    return "–" if math.isnan(distance) else f"{distance:.2f} mm"
 
 
 def _dice_text(scores: CaseScores) -> str:
@@ -145,9 +208,17 @@ def _spread(count: int, wanted: int) -> list[int]:
     return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]
 
 
-def _worst_first(scores: CaseScores) -> float:
-    value = mean_dice([scores])
-    return math.inf if math.isnan(value) else value
+def _worst_first(scored: Scored) -> tuple[float, float]:
+    """By Dice from below, then by landmarks from the largest error; what is not defined comes last."""
+    _, labels, landmarks = scored
+    dice = math.nan if labels is None else mean_dice([labels])
+    error = math.nan if landmarks is None else _mean_error([landmarks])
+    return math.inf if math.isnan(dice) else dice, math.inf if math.isnan(error) else -error
+
+
+def _landmark_table(scores: Sequence[LandmarkScores]) -> Mapping[str, object]:
+    lines = landmark_rows(summarise_landmarks(scores))
+    return {"columns": lines[0], "rows": lines[1:]}
 
 
 def _score_table(scores: Sequence[CaseScores]) -> Mapping[str, object]:

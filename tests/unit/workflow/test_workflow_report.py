@@ -1,8 +1,18 @@
+import json
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
+from PIL import Image as Pillow
+from tiny_run import tiny_plan
+
+from medseg.io.landmarks import write_landmarks
+from medseg.io.records import write_record
+from medseg.types.labels import Labels
+from medseg.types.landmarks import Landmarks
 from medseg.types.result import CaseScores, LabelScores
-from medseg.workflow.report import Page, Picture, mean_dice, read_curves, write_page
+from medseg.workflow.report import Page, Picture, mean_dice, read_curves, write_page, write_report
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -59,3 +69,35 @@ def test_curves_are_found_per_fold(tmp_path):
         (tmp_path / f"fold_{fold}" / "curves.png").write_bytes(PNG)
     assert [curve.title for curve in read_curves(tmp_path)] == ["fold 0", "fold 1"]
     assert read_curves(tmp_path / "nothing") == ()
+
+
+def landmark_run(tmp_path):
+    """A run folder with validated points of three flat cases: 3 mm off, right, and one of two landmarks missing."""
+    names = ("nasion", "menton")
+    data, run = tmp_path / "data", tmp_path / "run"
+    truth = np.array([[3.0, 3.0, 0.0], [6.0, 4.0, 0.0]])
+    found = {"a": truth + (3.0, 0.0, 0.0), "b": truth, "c": np.where([[False], [True]], np.nan, truth)}
+    for part in (data / "imagesTr", data / "landmarksTr", run / "fold_0" / "validation"):
+        part.mkdir(parents=True)
+    for seed, (case, points) in enumerate(found.items()):
+        pixels = np.random.default_rng(seed).integers(0, 255, (20, 30)).astype(np.uint8)
+        Pillow.fromarray(pixels).save(data / f"imagesTr/{case}.png")
+        write_landmarks(Landmarks(names, truth), data / f"landmarksTr/{case}.csv")
+        write_landmarks(Landmarks(names, points), run / f"fold_0/validation/{case}.landmarks.csv")
+    content = {"channel_names": {"0": "MR"}, "landmarks": {"names": list(names)}, "spacing_mm": 0.5}
+    (data / "dataset.json").write_text(json.dumps(content))
+    plan = replace(tiny_plan(ndim=2), labels=Labels(()), landmarks=names)
+    write_record(plan, run / "bundle" / "plan.json")
+    return run, data
+
+
+def test_a_run_that_finds_landmarks_only_has_a_table_and_pictures_worst_first(tmp_path):
+    path = write_report(*landmark_run(tmp_path))
+    page = read(path)
+    assert len(page.found) == 3
+    text = " ".join(page.text.split())
+    assert "mean radial error1.20 mm" in text, "of five landmarks"
+    assert "menton1.5002.1211.5003.00033.3 %" in text
+    first, second, third = (text.index(f"{case}: mean radial error") for case in "abc")
+    assert first < second < third
+    assert "Crosses: landmarks found" in text and "Dice" not in text
