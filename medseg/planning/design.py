@@ -19,6 +19,8 @@ HEAD_LOSSES: Mapping[str, LossTerm] = MappingProxyType(
         "segmentation": LossTerm(1.0, "dice_ce"),
         "dsnt": LossTerm(1.0, "dsnt"),
         "heatmap": LossTerm(1.0, "heatmap"),
+        "distance": LossTerm(1.0, "distance"),
+        "boundary": LossTerm(1.0, "gg_net"),
     }
 )
 
@@ -67,7 +69,8 @@ def design(fingerprint: Fingerprint, preset: str, wishes: Wishes) -> Decision[Pr
     if family is None:
         raise PlanError(f'unknown preset "{preset}"', where="preset", hint=f"use one of {', '.join(sorted(PRESETS))}")
     heads = {step.use: step for step in _heads(fingerprint, family, wishes.heads)}
-    terms = [HEAD_LOSSES[name] for name in heads if name in HEAD_LOSSES] + list(family.losses)
+    terms = [HEAD_LOSSES[name] for name in heads if name in HEAD_LOSSES]
+    terms += family.losses if fingerprint.labels.items else ()
     losses = {term.use: term for term in terms}
     options = dict(family.options)
     for name, value in wishes.options.items():

@@ -7,12 +7,13 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from medseg.io.records import format_record
+from medseg.networks.build import HeadedNetwork
 from medseg.planning.allocator import Event, live_peak, reserved_peak
 from medseg.planning.storage import StorageRecorder
-from medseg.planning.training_step import Job, build_parts, random_batch, run_step
+from medseg.planning.training_step import Job, build, build_parts, random_batch, run_step, without_data
 from medseg.types.geometry import Geometry, Size3
 from medseg.types.plan import Network, Plan, Training
 
@@ -151,13 +152,21 @@ def _estimate(question: _Question, gpu: bool) -> StepMemory:
 
 
 def _events(job: Job, *, whole: bool) -> tuple[Event, ...]:
+    try:
+        return _traced(job, None, whole=whole)
+    except DataDependentOutputException:  # some networks look at numbers while they are built: build it in full
+        built = build(job)
+        return _traced(job, built, whole=whole)
+
+
+def _traced(job: Job, built: HeadedNetwork | None, *, whole: bool) -> tuple[Event, ...]:
     with FakeTensorMode(), StorageRecorder(cpu_kernels=not whole) as recorder:
-        _run(job, torch.device("cpu"), whole=whole, steps=1)
+        _run(job, torch.device("cpu"), whole=whole, steps=1, built=built and without_data(built))
     return tuple(recorder.events)
 
 
-def _run(job: Job, device: torch.device, *, whole: bool, steps: int) -> None:
-    parts, data = build_parts(job, device, channels_last=not whole), random_batch(job, device)
+def _run(job: Job, device: torch.device, *, whole: bool, steps: int, built: HeadedNetwork | None = None) -> None:
+    parts, data = build_parts(job, device, channels_last=not whole, built=built), random_batch(job, device)
     for _ in range(steps):
         run_step(parts, data, job.training, whole=whole)
 

@@ -43,7 +43,6 @@ class Preset:
     bases: tuple[int, ...] = BASE_CHANNELS
     max_channels_2d: int = 512
     max_channels_3d: int = 320
-    kernel: int = 3
     stages: int | None = None
     rigid: bool = False
     dimensions: tuple[int, ...] = (2, 3)
@@ -74,6 +73,21 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "unet": Preset("unet"),
         "resenc": Preset("resenc_unet", blocks=(1, 3, 4, 6)),
+        "attention_unet": Preset("attention_unet"),
+        "bisenet": Preset("bisenet", stages=6, dimensions=(2,)),
+        "cascade": Preset("cascade", losses=(LossTerm(1.0, "side"),)),
+        "direction_fused": Preset("direction_fused", dimensions=(3,)),
+        "fcn": Preset("fcn"),
+        "gg_net": Preset("gg_net", blocks=(1, 3, 4, 6), heads=(Step("boundary"),)),
+        "gra_unet": Preset("gra_unet"),
+        "mednext": Preset("mednext", stages=5, rigid=True),
+        "mel_net": Preset("mel_net", max_channels_2d=1024, stages=6),
+        "multi_scale_unet": Preset("multi_scale_unet"),
+        "object_boundary": Preset("object_boundary", losses=(LossTerm(1.0, "object_boundary"),)),
+        "segresnet": Preset("segresnet", blocks=(1, 2, 2, 4), stages=4, rigid=True),
+        "swin_unetr": Preset("swin_unetr", bases=(12, 24, 48), stages=6, rigid=True),
+        "unpool_unet": Preset("unpool_unet"),
+        "vnet": Preset("vnet", blocks=(1, 2, 3), bases=(8, 16), max_channels_2d=256, max_channels_3d=256, stages=5),
     }
 )
 

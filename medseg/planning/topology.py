@@ -41,7 +41,7 @@ def _grown(patch: Size3, spacing_mm: Vec3, axes: list[int], preset: Preset) -> t
     strides: list[Size3] = [(1, 1, 1)]
     kernels: list[Size3] = []
     while True:
-        _widen(kernel, spacing, axes, preset.kernel)
+        _widen(kernel, spacing, axes)
         kernels.append(_three(kernel))
         halved = _halvable(size, spacing, axes)
         if not halved or len(strides) == preset.stages:
@@ -50,14 +50,14 @@ def _grown(patch: Size3, spacing_mm: Vec3, axes: list[int], preset: Preset) -> t
             spacing[axis] *= 2
             size[axis] = -(-size[axis] // 2)
         strides.append(_three([2 if axis in halved else 1 for axis in range(3)]))
-    kernels[-1] = _three([preset.kernel if axis in axes else 1 for axis in range(3)])
+    kernels[-1] = _three([3 if axis in axes else 1 for axis in range(3)])
     return strides, kernels
 
 
 def _rigid(axes: list[int], preset: Preset) -> tuple[list[Size3], list[Size3]]:
     stages = preset.stages or 1
     halving = _three([2 if axis in axes else 1 for axis in range(3)])
-    kernel = _three([preset.kernel if axis in axes else 1 for axis in range(3)])
+    kernel = _three([3 if axis in axes else 1 for axis in range(3)])
     return [(1, 1, 1), *[halving] * (stages - 1)], [kernel] * stages
 
 
@@ -87,11 +87,11 @@ def _less(patch: Size3, axis: int, step: int) -> Size3:
     return _three([max(1, n - step) if index == axis else n for index, n in enumerate(patch)])
 
 
-def _widen(kernel: list[int], spacing: list[float], axes: list[int], wide: int) -> None:
+def _widen(kernel: list[int], spacing: list[float], axes: list[int]) -> None:
     finest = min(spacing[axis] for axis in axes)
     for axis in axes:
         if spacing[axis] / finest < SIMILAR:
-            kernel[axis] = wide
+            kernel[axis] = 3
 
 
 def _halvable(size: list[int], spacing: list[float], axes: list[int]) -> list[int]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from medseg.losses.build import Loss, build_loss
-from medseg.networks.build import arrange, build_network
+from medseg.networks.build import HeadedNetwork, arrange, build_network
 from medseg.networks.critics import build_critic, judge
 from medseg.types.geometry import Size3
 from medseg.types.plan import Network, Options, Precision, Training
@@ -44,14 +44,30 @@ class Parts:
     critic_states: tuple[list[Tensor], ...] = ()
 
 
-def build_parts(job: Job, device: torch.device, *, channels_last: bool | None = None) -> Parts:
+def build(job: Job) -> HeadedNetwork:
+    """The job's network on the CPU."""
+    deep = job.training.deep_supervision
+    return build_network(job.network, channels=job.channels, outputs=job.outputs, deep_supervision=deep)
+
+
+def without_data(network: HeadedNetwork) -> HeadedNetwork:
+    """The network with new tensors of the same sizes and orders; in a mode without data, tensors without data."""
+    for module in network.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty_like(weight), requires_grad=weight.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty_like(buffer))
+    return network
+
+
+def build_parts(
+    job: Job, device: torch.device, *, channels_last: bool | None = None, built: HeadedNetwork | None = None
+) -> Parts:
     """Network and loss in training mode, with the optimiser's tensors as they are after the first step.
 
-    `channels_last` overrides the memory order that suits `device`.
+    `channels_last` overrides the memory order that suits `device`; `built` takes the place of a new network.
     """
-    built = build_network(
-        job.network, channels=job.channels, outputs=job.outputs, deep_supervision=job.training.deep_supervision
-    )
+    built = built or build(job)
     network = (built if device.type == "cpu" else built.to(device)).train()
     if channels_last is not None:
         arrange(built, channels_last=channels_last)
@@ -65,12 +81,19 @@ def build_parts(job: Job, device: torch.device, *, channels_last: bool | None = 
 
 
 def random_batch(job: Job, device: torch.device) -> Batch:
-    """An image of noise, with targets of every class."""
-    size = job.patch[3 - job.network.topology.ndim :]
-    regions = _regions(job)
-    rows, values = (job.outputs, 2) if regions else (1, job.outputs)
+    """An image of noise, with targets of every class and points anywhere."""
+    topology = job.network.topology
+    size = job.patch[3 - topology.ndim :]
+    rows, values = (job.outputs, 2) if _regions(job) else (1, max(job.outputs, 1))
     image = torch.randn(job.batch, job.channels, *size, device=device)
-    return Batch(image, torch.randint(values, (job.batch, rows, *size), device=device))
+    target = torch.randint(values, (job.batch, rows, *size), device=device)
+    asked = [step.options["points"] for step in job.network.heads if "points" in step.options]
+    count = asked[0] if asked and isinstance(asked[0], int) else 0
+    points = torch.rand(job.batch, count, topology.ndim, device=device) * (min(size) - 1) if count else None
+    spacing = None if topology.spacing_mm is None else topology.spacing_mm[3 - topology.ndim :]
+    taught = any(term.use == "distillation" for term in job.training.losses)
+    teacher = torch.randn(job.batch, job.outputs, *size, device=device) if taught else None
+    return Batch(image, target, points, spacing, teacher=teacher)
 
 
 def run_step(parts: Parts, batch: Batch, training: Training, *, whole: bool) -> None:
@@ -91,10 +114,12 @@ def run_step(parts: Parts, batch: Batch, training: Training, *, whole: bool) -> 
     clip = training.clip_grad_norm
     clip_grad_norm_(parts.network.parameters(), math.inf if clip is None else clip, foreach=whole)
     with torch.no_grad():
-        params = [p for p in parts.network.parameters() if p.grad is not None]
-        step = len(params) if whole else 1
-        for i in range(0, len(params), max(step, 1)):
-            _update(params[i : i + step], [state[i : i + step] for state in parts.states])
+        params = list(parts.network.parameters())
+        used = [i for i, p in enumerate(params) if p.grad is not None]
+        step = len(used) if whole else 1
+        for start in range(0, len(used), max(step, 1)):
+            some = used[start : start + step]
+            _update([params[i] for i in some], [[state[i] for i in some] for state in parts.states])
         if parts.average:
             torch._foreach_lerp_(parts.average, [p.detach() for p in parts.network.parameters()], 0.01)
     if parts.critic is not None and judged is not None:

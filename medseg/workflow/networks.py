@@ -15,7 +15,7 @@ _GIVEN = frozenset({"in_channels", "outputs", "scales"})  # by medseg when it bu
 _SOURCE = re.compile(r"[A-Z][\w'-]+(?: (?:and|&) [A-Z][\w'-]+| et al\.)? (?:19|20)\d\d")
 _BRACKET = re.compile(r" ?\([^()]*(?:19|20)\d\d[^()]*\)")
 _SENTENCE = re.compile(r"(?<!\be)(?<!\bg)\.(?: |$)")
-_ONLY: Mapping[str, tuple[int, ...]] = {}
+_ONLY: Mapping[str, tuple[int, ...]] = {"bisenet": (2,), "direction_fused": (3,)}
 _SAID = {  # of parts that are torch's or have no text of their own
     ("norm", "group"): "Statistics per sample and group of up to 8 channels (Wu 2018).",
     ("norm", "global_layer"): "Statistics per sample over all channels and voxels (Ba 2016).",

@@ -1,0 +1,119 @@
+"""Every entry of the tables of networks, small: what each is built with, and what its losses are fed."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from medseg.errors import PlanError
+from medseg.losses.build import LOSSES, WHOLE_LOSSES
+from medseg.networks.blocks.activations import ACTS
+from medseg.networks.blocks.attention import ATTENTION
+from medseg.networks.blocks.norms import NORMS
+from medseg.networks.build import BACKBONES, HEADS, build_network
+from medseg.networks.encoders import ENCODERS
+from medseg.planning.design import HEAD_LOSSES
+from medseg.planning.presets import PRESETS
+from medseg.planning.topology import topology_for
+from medseg.planning.training_step import Job
+from medseg.types.plan import LossTerm, Network, Step, Training
+
+OUTPUTS, CHANNELS, POINTS = 3, 1, 2
+PATCHES = {"2d": (1, 24, 32), "3d": (16, 16, 16), "anisotropic": (6, 24, 16)}
+SPACINGS = {"2d": (1.0, 1.0, 1.0), "3d": (1.0, 1.0, 1.0), "anisotropic": (2.0, 1.0, 1.0)}
+SHAPES = tuple(PATCHES)
+HEAD_OPTIONS = {"dsnt": {"points": POINTS}, "heatmap": {"points": POINTS}}
+NEEDS = {"side": "cascade", "object_boundary": "object_boundary"}  # losses of what one backbone alone returns
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name of one table, and the plan's network and losses that have it."""
+
+    table: str
+    name: str
+    network: Network
+    patch: tuple[int, int, int]
+    losses: tuple[LossTerm, ...] = (LossTerm(1.0, "dice_ce"),)
+
+    def __str__(self):
+        return f"{self.table}-{self.name}-{self.network.topology.ndim}d-{'x'.join(map(str, self.patch))}"
+
+    def build(self, *, seed=0):
+        torch.manual_seed(seed)
+        return build_network(self.network, channels=CHANNELS, outputs=OUTPUTS)
+
+    def image(self, batch=1, *, seed=0):
+        size = self.patch[3 - self.network.topology.ndim :]
+        return torch.randn(batch, CHANNELS, *size, generator=torch.Generator().manual_seed(seed))
+
+    def job(self, batch=2, **training):
+        settings = Training(self.losses, Step("sgd"), Step("poly"), (), epochs=1, precision="fp32")
+        return Job(self.network, CHANNELS, OUTPUTS, self.patch, batch, replace(settings, **training))
+
+
+def topology(preset, shape, *, base=None, stages=3):
+    """What the planner gives the preset for a small patch, with few stages where the network allows."""
+    ndim = 2 if shape == "2d" else 3
+    small = preset if preset.rigid else replace(preset, stages=stages)
+    return topology_for(PATCHES[shape], SPACINGS[shape], ndim=ndim, preset=small, base=base or preset.bases[0] // 2)
+
+
+def head(name):
+    return Step(name, HEAD_OPTIONS.get(name, {}))
+
+
+def backbones(shape, *, base=None):
+    """Every backbone that has the dimension, with the preset's own options, heads and losses."""
+    by_backbone = {preset.backbone: preset for preset in PRESETS.values()}
+    assert set(by_backbone) == set(BACKBONES), "every backbone needs a preset"
+    for name, preset in by_backbone.items():
+        if (2 if shape == "2d" else 3) in preset.dimensions:
+            made, patch = topology(preset, shape, base=base)
+            heads = (head("segmentation"), *preset.heads)
+            terms = [HEAD_LOSSES[step.use] for step in heads if step.use in HEAD_LOSSES]
+            yield Entry("backbone", name, Network(name, made, heads, preset.options), patch, (*terms, *preset.losses))
+
+
+def blocks(shape, *, base=None):
+    """Every block as the option of a U-Net that names it."""
+    made, patch = topology(PRESETS["unet"], shape, base=base)
+    tables = {"attention": ATTENTION, "encoder": ENCODERS, "norm": NORMS, "act": ACTS}
+    for option, table in tables.items():
+        for name in table:
+            yield Entry(option, name, Network("unet", made, (head("segmentation"),), {option: name}), patch)
+
+
+def heads(shape, *, base=None):
+    """Every head beside, or instead of, that for labels."""
+    made, patch = topology(PRESETS["unet"], shape, base=base)
+    for name in HEADS:
+        several = tuple(dict.fromkeys(("segmentation", name)))
+        terms = tuple(HEAD_LOSSES[use] for use in several)
+        yield Entry("head", name, Network("unet", made, tuple(head(use) for use in several)), patch, terms)
+
+
+def losses(shape, *, base=None):
+    """Every loss with the network that returns what it looks at."""
+    homes = {term.use: use for use, term in HEAD_LOSSES.items()}
+    for name in {**LOSSES, **WHOLE_LOSSES}:
+        backbone = NEEDS.get(name, "unet")
+        made, patch = topology(PRESETS[backbone], shape, base=base)
+        own = homes.get(name, "segmentation")
+        several = dict.fromkeys(("segmentation", own))
+        network = Network(backbone, made, tuple(head(use) for use in several))
+        yield Entry("loss", name, network, patch, (LossTerm(1.0, name),))
+
+
+def all_of(shape, *, base=None):
+    """All of them."""
+    for make in (backbones, blocks, heads, losses):
+        yield from make(shape, base=base)
+
+
+def refusal(entry):
+    """What the network is refused with, or None where it can be built."""
+    try:
+        entry.build()
+    except PlanError as error:
+        return error
+    return None

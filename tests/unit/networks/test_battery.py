@@ -1,0 +1,160 @@
+"""Every backbone, block, head and loss in 2D, 3D and on anisotropic grids: one battery over the tables."""
+
+import math
+import subprocess
+import sys
+
+import battery
+import pytest
+import torch
+from battery import OUTPUTS, POINTS, SHAPES
+from safetensors.torch import load, save
+
+from medseg.losses.build import build_loss
+from medseg.planning.memory import estimate_step
+from medseg.planning.training_step import random_batch
+from medseg.types.tensors import Batch
+
+BACKBONES = [entry for shape in SHAPES for entry in battery.backbones(shape)]
+NETWORKS = [entry for shape in SHAPES for make in (battery.blocks, battery.heads) for entry in make(shape)]
+ALL = [*BACKBONES, *NETWORKS]
+LOSSES = [entry for shape in ("2d", "anisotropic") for entry in battery.losses(shape)]
+
+
+def tensors(output):
+    """Every float tensor of a network's output."""
+    parts = [*output.logits, *output.sides, *(t for b in output.boundaries for t in (b.edge, b.mask))]
+    return [t for t in (*parts, output.heatmaps, output.points, output.distances) if t is not None]
+
+
+@pytest.mark.parametrize("entry", ALL, ids=str)
+def test_output_has_the_size_of_the_image_and_a_channel_per_class(entry):
+    network, image = entry.build(), entry.image(2)
+    output = network(image)
+    assert output.logits[0].shape == (2, OUTPUTS, *image.shape[2:])
+    assert all(logits.shape[:2] == (2, OUTPUTS) for logits in output.logits)
+    sizes = [math.prod(logits.shape[2:]) for logits in output.logits]
+    assert sizes == sorted(sizes, reverse=True)
+    if {"dsnt", "heatmap"} & {step.use for step in entry.network.heads}:
+        assert output.heatmaps.shape == (2, POINTS, *image.shape[2:])
+        assert output.points.shape == (2, POINTS, entry.network.topology.ndim)
+    with torch.inference_mode():
+        finest = network.eval()(image)
+    assert len(finest.logits) == 1 and finest.logits[0].shape == output.logits[0].shape
+    assert all(torch.isfinite(t).all() for t in tensors(finest))
+
+
+@pytest.mark.parametrize("entry", ALL, ids=str)
+def test_a_gradient_reaches_every_parameter(entry):
+    network, reached = entry.build(), set()
+    names = {name for name, weight in network.named_parameters() if weight.requires_grad}
+    for seed in range(4):  # what starts as an identity lets gradients through to what lies behind it one step later
+        network.zero_grad()
+        output = network(entry.image(2, seed=seed))
+        noise = torch.Generator().manual_seed(seed)
+        sum((t * torch.randn(t.shape, generator=noise)).sum() for t in tensors(output) if t.requires_grad).backward()
+        reached |= {n for n, w in network.named_parameters() if w.grad is not None and w.grad.abs().sum() > 0}
+        if reached == names:
+            return
+        with torch.no_grad():
+            for weight in network.parameters():
+                if weight.grad is not None:
+                    weight -= 1e-2 * weight.grad / weight.grad.norm().clamp_min(1e-6)
+    # a norm takes away what the bias before it adds
+    assert {name for name in names - reached if not name.endswith("bias")} == set()
+
+
+@pytest.mark.parametrize("entry", [*battery.backbones("2d"), *battery.backbones("3d")], ids=str)
+def test_it_learns_one_patch_by_heart(entry):
+    network, image = entry.build(), entry.image()
+    target = blob(image)
+    image = image * 0.1 + (target > 0)
+    loss = build_loss(entry.losses)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    first = None
+    for _ in range(25):
+        optimizer.zero_grad()
+        value = loss(network(image), Batch(image, target)).total
+        first = first or float(value.detach())
+        value.backward()
+        optimizer.step()
+        if float(value.detach()) < 0.35 * first:
+            return
+    assert float(value.detach()) < 0.35 * first
+
+
+def blob(image):
+    """A ball of class 1 with a core of class 2."""
+    size = image.shape[2:]
+    axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in size), indexing="ij")
+    radius = torch.stack(axes).square().sum(0).sqrt()
+    return ((radius < 0.8).long() + (radius < 0.4).long()).expand(len(image), 1, *size)
+
+
+@pytest.mark.parametrize("entry", ALL, ids=str)
+def test_saved_weights_give_the_same_network(entry, tmp_path):
+    first, second, image = entry.build().eval(), entry.build(seed=1).eval(), entry.image()
+    stored = save({name: tensor.contiguous() for name, tensor in first.state_dict().items()})
+    second.load_state_dict(load(stored))
+    with torch.inference_mode():
+        for one, other in zip(tensors(first(image)), tensors(second(image)), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("entry", [*BACKBONES, *battery.blocks("2d"), *battery.heads("3d")], ids=str)
+def test_it_exports_and_the_export_computes_the_same(entry):
+    network, image = entry.build().eval(), entry.image()
+
+    class Finest(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, image):
+            return tensors(self.network(image))
+
+    with torch.no_grad():
+        wanted = Finest()(image)
+        program = torch.export.export(Finest(), (image,), strict=False)
+        for one, other in zip(program.module()(image), wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_every_backbone_compiles():
+    """In a process of its own, because checked signatures do not survive compiling."""
+    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("entry", [*battery.backbones("2d"), *battery.losses("2d"), *battery.heads("3d")], ids=str)
+def test_memory_is_estimated_with_heads_and_losses(entry):
+    job = entry.job()
+    what = {"channels": job.channels, "outputs": job.outputs, "patch": job.patch, "training": job.training}
+    one, two = (estimate_step(entry.network, batch=batch, **what).live_bytes for batch in (2, 4))
+    assert 0 < one < two < 2.5 * one
+
+
+@pytest.mark.parametrize("entry", LOSSES, ids=str)
+def test_a_loss_is_finite_and_reaches_the_network(entry):
+    network, batch = entry.build(), random_batch(entry.job(), torch.device("cpu"))
+    value = build_loss(entry.losses)(network(batch.image), batch).total
+    value.backward()
+    assert torch.isfinite(value)
+    grads = [weight.grad for weight in network.parameters() if weight.grad is not None]
+    assert any(grad.abs().sum() > 0 for grad in grads) and all(torch.isfinite(grad).all() for grad in grads)
+
+
+def compile_all():
+    """Compile every backbone; with the eager backend, since code generation is the compiler's business."""
+    for shape in ("2d", "3d"):
+        for entry in battery.backbones(shape):
+            network, image = entry.build().eval(), entry.image()
+            with torch.no_grad():
+                wanted = network(image).logits[0]
+                torch._dynamo.reset()
+                found = torch.compile(network, backend="eager")(image).logits[0]
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4, msg=lambda text, e=entry: f"{e}: {text}")
+
+
+if __name__ == "__main__":
+    compile_all()
