@@ -106,13 +106,13 @@ class RelativeAttention(nn.Module):
 
     def positions(self, q: Tensor, size: Sequence[int], few: Sequence[int]) -> Tensor:
         """q r' of (b, heads, n, d) queries on a grid of `size` to keys on a grid of `few`: (b, heads, n, m)."""
-        q = q.reshape(*q.shape[:2], *size, -1)
         total = q.new_zeros(())
         for axis, table in enumerate(self.tables):
             r = stretched(table.float(), size[axis], few[axis])
-            own = torch.einsum("bh...id,ijd->bh...ij", q.movedim(2 + axis, -2), r).movedim(-2, 2 + axis)
-            total = total + own.reshape(*own.shape[:-1], *(m if a == axis else 1 for a, m in enumerate(few)))
-        return total.flatten(2, 1 + len(size)).flatten(3)
+            lines = q.reshape(-1, size[axis], math.prod(size[axis + 1 :]), q.shape[-1]).transpose(0, 1)
+            own = torch.bmm(lines.flatten(1, 2), r.mT).reshape(*lines.shape[:3], -1).transpose(0, 1)
+            total = total + own.reshape(*q.shape[:3], *(m if a == axis else 1 for a, m in enumerate(few)))
+        return total.flatten(3)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.reshape(len(x), self.heads, x.shape[1] // self.heads, -1).mT
