@@ -1,6 +1,5 @@
 """The loss of the head "distance": smooth L1 to truncated signed distances that are measured in each patch."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from medseg.errors import PlanError
+from medseg.losses.distance_transform import distance_within
 from medseg.types.tensors import Batch, NetworkOutput
 
 
@@ -59,20 +59,10 @@ def distance_range(
 
 
 def capped_distance(source: Bool[Tensor, "b k *s"], spacing: Sequence[float], reach: float) -> Float[Tensor, "b k *s"]:
-    """Euclidean distance of every voxel to the nearest true voxel of `source`, exact up to `reach` and never more.
-
-    Squared distances are separable: one pass per axis over the offsets within reach (Felzenszwalb 2012 without the
-    envelope, which is no tensor operation).
+    """Distance of every voxel to the nearest true voxel of `source`, exact up to `reach` and never more.
 
     >>> capped_distance(torch.tensor([[[[True, False, False, False]]]]), (1.0, 2.0), 5.0)
     tensor([[[[0., 2., 4., 5.]]]])
     """
-    squared = torch.where(source, 0.0, reach**2)
-    for axis, step in enumerate(spacing, start=2):
-        nearest, size = squared.clone(), squared.shape[axis]
-        for offset in range(1, min(size, math.ceil(reach / step))):
-            cost, rest = (offset * step) ** 2, size - offset
-            nearest.narrow(axis, 0, rest).clamp_max_(squared.narrow(axis, offset, rest) + cost)
-            nearest.narrow(axis, offset, rest).clamp_max_(squared.narrow(axis, 0, rest) + cost)
-        squared = nearest
-    return squared.sqrt()
+    near = distance_within(source.flatten(0, 1), spacing, reach)
+    return near.reshape(source.shape).clamp_max(reach)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -25,10 +24,9 @@ def distance_within(mask: Bool[Tensor, "b *s"], spacing: Sequence[float], radius
 
 def _nearest_along(squared: Tensor, axis: int, step: float, most: int) -> Tensor:
     """The minimum over shifts along one axis of the value there plus the squared shift."""
-    size = squared.shape[axis]
-    ends = [0, 0] * (squared.dim() - 1 - axis) + [most, most]
-    padded = F.pad(squared, ends, value=float("inf"))
-    nearest = squared
-    for shift in (*range(-most, 0), *range(1, most + 1)):
-        nearest = nearest.minimum(padded.narrow(axis, most + shift, size) + (shift * step) ** 2)
+    nearest, size = squared.clone(), squared.shape[axis]
+    for shift in range(1, most + 1):
+        rest, cost = size - shift, (shift * step) ** 2
+        nearest.narrow(axis, 0, rest).clamp_max_(squared.narrow(axis, shift, rest) + cost)
+        nearest.narrow(axis, shift, rest).clamp_max_(squared.narrow(axis, 0, rest) + cost)
     return nearest
