@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
@@ -11,35 +12,62 @@ from medseg.plugins import resolve
 from medseg.types.plan import Step
 
 Schedule = Callable[[float], float]
+Named = Iterable[tuple[str, nn.Parameter]]
 
 
 def sgd(
-    params: Iterable[nn.Parameter],
+    named: Named,
     *,
     lr: float = 0.01,
     momentum: float = 0.99,
     weight_decay: float = 3e-5,
     nesterov: bool = True,
+    decay_norms: bool = True,
 ) -> Optimizer:
-    """Stochastic gradient descent with Nesterov momentum; decay on all weights (Isensee 2021)."""
-    return SGD(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    """Stochastic gradient descent with Nesterov momentum; decay on all parameters (Isensee 2021).
+
+    Without `decay_norms` only what `decays` decays.
+    """
+    groups = grouped(named, weight_decay, every=decay_norms)
+    return SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
 
 
 def adamw(
-    params: Iterable[nn.Parameter],
+    named: Named,
     *,
     lr: float = 1e-3,
     weight_decay: float = 1e-2,
     beta1: float = 0.9,
     beta2: float = 0.999,
+    decay_norms: bool = False,
 ) -> Optimizer:
-    """Adam with decoupled decay (Loshchilov 2019); biases and norms do not decay."""
-    every = list(params)
-    groups = [
-        {"params": [p for p in every if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0},
+    """Adam with decoupled decay (Loshchilov 2019) of what `decays`; of all parameters with `decay_norms`."""
+    return AdamW(grouped(named, weight_decay, every=decay_norms), lr=lr, betas=(beta1, beta2))
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay is meant for a parameter: the weights of convolutions and products, that is.
+
+    Not for biases, norms, slopes, the scales of branches (gammas) and tables of positions, which decay would push
+    towards switching off what they scale.
+
+    >>> conv = nn.Conv2d(2, 3, 1)
+    >>> decays("stem.conv.weight", conv.weight), decays("stem.conv.bias", conv.bias), decays("block.scale", conv.weight)
+    (True, False, False)
+    """
+    return parameter.ndim > 1 and name.endswith("weight")
+
+
+def grouped(named: Named, weight_decay: float, *, every: bool) -> list[dict[str, Any]]:
+    """Parameter groups for an optimiser: those that decay, and those that do not; one group for `every`."""
+    pairs = list(named)
+    if every:
+        return [{"params": [p for _, p in pairs], "weight_decay": weight_decay}]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in pairs if decays(name, p)], "weight_decay": weight_decay},
+        {"params": [p for name, p in pairs if not decays(name, p)], "weight_decay": 0.0},
     ]
-    return AdamW([group for group in groups if group["params"]], lr=lr, betas=(beta1, beta2))
+    return [group for group in groups if group["params"]]
 
 
 def poly(progress: float, *, power: float = 0.9) -> float:
@@ -81,10 +109,12 @@ SCHEDULES: Mapping[str, Callable[..., float]] = MappingProxyType({"cosine_restar
 def build_optimizer(network: nn.Module, optimizer: Step, schedule: Step) -> tuple[Optimizer, Schedule]:
     """Both from the plan; the schedule returns what the optimiser's rates are multiplied with.
 
+    An optimiser of the user's own is a function of the list of parameters; those in OPTIMIZERS see their names too.
     Raises PlanError for unknown names or options.
     """
     build = resolve(optimizer.use, OPTIMIZERS, optimizer.options, where="training.optimizer")
-    built: Optimizer = build([p for p in network.parameters() if p.requires_grad])
+    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    built: Optimizer = build(named if optimizer.use in OPTIMIZERS else [p for _, p in named])
     for group in built.param_groups:
         group.setdefault("initial_lr", group["lr"])
     return built, resolve(schedule.use, SCHEDULES, schedule.options, where="training.schedule")

@@ -1,3 +1,4 @@
+import copy
 import itertools
 import math
 
@@ -44,6 +45,75 @@ def test_adamw_decays_weights_but_not_biases():
     optimizer, _ = build_optimizer(nn.Linear(2, 2), Step("adamw", {"lr": 0.1}), Step("cosine_restarts"))
     decays = {p.ndim: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decays == {2: 1e-2, 1: 0.0}
+
+
+class Scaled(nn.Module):
+    """One of every kind of parameter that must not decay, and of those that must."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(1, 4, 1)
+        self.norm = nn.BatchNorm3d(4)
+        self.act = nn.PReLU(4)
+        self.linear = nn.Linear(4, 2)
+        self.gamma = nn.Parameter(torch.zeros(1))
+        self.scale = nn.Parameter(torch.ones(4, 1, 1, 1))
+        self.positions = nn.Parameter(torch.ones(5, 2))
+
+
+@pytest.mark.parametrize(("use", "default"), [("sgd", True), ("adamw", False)])
+def test_norms_biases_and_gammas_do_not_decay_unless_asked_for(use, default):
+    network = Scaled()
+    names = {id(p): name for name, p in network.named_parameters()}
+
+    def decayed(**options):
+        optimizer, _ = build_optimizer(network, Step(use, {"weight_decay": 0.1, **options}), Step("poly"))
+        groups = optimizer.param_groups
+        assert sum(len(group["params"]) for group in groups) == len(names)
+        return {names[id(p)] for group in groups if group["weight_decay"] == 0.1 for p in group["params"]}
+
+    assert decayed(decay_norms=False) == {"conv.weight", "linear.weight"}
+    assert decayed(decay_norms=True) == set(names.values())
+    assert decayed() == decayed(decay_norms=default)
+
+
+@pytest.mark.parametrize("use", ["sgd", "adamw"])
+def test_excluded_parameters_stay_where_they_are_without_gradients(use):
+    network = Scaled()
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    options = {"weight_decay": 0.1, "lr": 0.1, "decay_norms": False}
+    optimizer, _ = build_optimizer(network, Step(use, options), Step("poly"))
+    for p in network.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    moved = {name for name, p in network.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"conv.weight", "linear.weight"}
+    if use == "adamw":
+        torch.testing.assert_close(network.conv.weight, before["conv.weight"] * (1 - 0.1 * 0.1))
+
+
+@pytest.mark.parametrize("decay_norms", [True, False])
+def test_sgd_as_before_is_torchs_on_all_parameters(decay_norms):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.InstanceNorm2d(2, affine=True), nn.Conv2d(2, 1, 1))
+    twin = copy.deepcopy(network)
+    options = {"lr": 0.1, "weight_decay": 0.3, "decay_norms": decay_norms}
+    own, _ = build_optimizer(network, Step("sgd", options), Step("poly"))
+    other = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.99, weight_decay=0.3, nesterov=True)
+    image = torch.randn(2, 1, 8, 8)
+    for _ in range(2):
+        for net, optimizer in ((network, own), (twin, other)):
+            optimizer.zero_grad()
+            net(image).square().mean().backward()
+            optimizer.step()
+    same = all(torch.equal(a, b) for a, b in zip(network.parameters(), twin.parameters(), strict=True))
+    assert same == decay_norms
+
+
+def test_optimisers_of_ones_own_get_the_parameters_alone():
+    network = nn.Linear(2, 2)
+    optimizer, _ = build_optimizer(network, Step("torch.optim:Adagrad", {"lr": 0.1}), Step("poly"))
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in network.parameters()]
 
 
 def test_unknown_names_are_refused():
