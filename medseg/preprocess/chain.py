@@ -28,7 +28,8 @@ def prepare_image(image: Image, plan: Preprocess, *, coarse_order: int = 1) -> I
     order of interpolation along an axis more than 3 times coarser than the finest (see `resample_image`). Peak memory
     is about twice the result.
 
-    Raises ImageError where the channels do not fit the plan or voxels are not finite.
+    Raises ImageError where the channels do not fit the plan, voxels are not finite, or a scan without spacing would be
+    resampled to one in mm.
     """
     if len(image.array) != len(plan.intensity):
         raise ImageError(
@@ -36,6 +37,9 @@ def prepare_image(image: Image, plan: Preprocess, *, coarse_order: int = 1) -> I
             where=", ".join(image.channels),
             hint="give one file per channel of the plan",
         )
+    if image.geometry.unit == "px" and any(spacing is not None for spacing in plan.spacing_mm):
+        hint = "say how large its pixels are: --spacing MM to predict, spacing_mm in dataset.json to train"
+        raise ImageError("states no spacing, and the model was made for scans in mm", hint=hint)
     rules = [
         resolve(step.use, INTENSITY, step.options, where=f"preprocess.intensity.{i}")
         for i, step in enumerate(plan.intensity)

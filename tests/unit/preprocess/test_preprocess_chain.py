@@ -144,3 +144,11 @@ def test_prepared_geometry_knows_the_crop():
     got = prepared_geometry(grid, replace(PLAIN, spacing_mm=(2.0, 2.0, 2.0)), Box((2, 0, 0), (8, 10, 10)))
     assert got.shape == (3, 5, 5)
     assert got.origin_mm == (0.5, 0.5, 2.5)
+
+
+def test_pixels_are_no_millimetres():
+    scan = Image(np.ones((1, 1, 8, 8), np.uint8), Geometry((1, 8, 8), (1.0, 1.0, 1.0), unit="px"), ("X-ray",))
+    plan = Preprocess((None, 0.3, 0.3), (Step("z_score"),), orientation="stored")
+    with pytest.raises(ImageError, match=r"no spacing.*--spacing MM"):
+        prepare_image(scan, plan)
+    assert prepare_image(scan, replace(plan, spacing_mm=(None, None, None))).array.shape == (1, 1, 8, 8)
