@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from medseg.errors import PlanError
+from medseg.losses.build import build_loss
+from medseg.networks.build import build_network
 from medseg.networks.landmark_heads import dsnt, expectation, heatmap, peaks, to_voxels
-from medseg.types.plan import Topology
+from medseg.types.plan import LossTerm, Network, Step, Topology
+from medseg.types.tensors import Batch
 
 SIZES = [(7, 5), (4, 6, 9)]
 
@@ -123,3 +126,38 @@ def test_a_head_at_a_coarser_scale_and_one_without_points_are_refused():
         heatmap(topology(3), (6,), outputs=0, points=0)
     with pytest.raises(PlanError, match="logits"):
         heatmap(topology(3), (6,), outputs=0, points=1, values="logits")
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_head_more_or_less_leaves_the_numbers_of_the_others_alone(ndim):
+    torch.manual_seed(0)
+    heads = (Step("segmentation"), Step("dsnt", {"points": 2}))
+    both = build_network(Network("unet", topology(ndim), heads), channels=1, outputs=3)
+    image = torch.randn(2, 1, *(4, 8, 8)[3 - ndim :])
+    expected = both(image)
+    for kept, names in ((0, ("logits",)), (1, ("heatmaps", "points"))):
+        one = build_network(Network("unet", topology(ndim), (heads[kept],)), channels=1, outputs=3)
+        state = {name.replace(f"heads.{kept}.", "heads.0."): value for name, value in both.state_dict().items()}
+        one.load_state_dict({name: state[name] for name in one.state_dict()})
+        found = one(image)
+        for name in names:
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    assert expected.logits[0].shape[1] == 3 and expected.points.shape == (2, 2, ndim)
+
+
+@pytest.mark.parametrize("use", ["dsnt", "heatmap"])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_network_learns_where_one_point_is(use, ndim):
+    torch.manual_seed(0)
+    network = build_network(Network("unet", topology(ndim), (Step(use, {"points": 1}),)), channels=1, outputs=0)
+    truth = torch.tensor([[2.0, 5.0, 9.0][3 - ndim :]])
+    image = torch.randn(1, 1, *(6, 10, 14)[3 - ndim :])
+    batch = Batch(image, torch.zeros_like(image).long(), truth[None])
+    loss = build_loss((LossTerm(1.0, use),))
+    optimizer = torch.optim.Adam(network.parameters(), 0.02)
+    assert float((network(image).points - truth).detach().norm()) > 2
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss(network(image), batch).total.backward()
+        optimizer.step()
+    assert float((network.eval()(image).points - truth).detach().norm()) < 1
