@@ -67,10 +67,10 @@ def recomputed(x: Tensor) -> Callable[[], Tensor] | None:
 
 def keep_recipe(x: Tensor) -> Any:
     """Context in which autograd keeps, wherever it would keep `x`, how to compute it again instead."""
-    again, storage = recomputed(x), x.untyped_storage()._cdata
+    again, storage, shape = recomputed(x), x.untyped_storage()._cdata, x.shape  # `pack` lives on: it must not hold `x`
 
     def pack(saved: Tensor) -> Any:
-        same = again is not None and saved.shape == x.shape and saved.untyped_storage()._cdata == storage
+        same = again is not None and saved.shape == shape and saved.untyped_storage()._cdata == storage
         return again if same else saved
 
     return torch.autograd.graph.saved_tensors_hooks(pack, _unpack)

@@ -1,5 +1,7 @@
 """The lean norm and activation against torch's own, in values, gradients and kept memory."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -85,6 +87,16 @@ def test_a_chain_of_layers_keeps_one_tensor_per_layer_and_gives_the_same_gradien
     layer = x.nbytes
     assert _kept_bytes(lean, x) < 5.2 * layer  # the input and one per layer; torch keeps two
     assert _kept_bytes(plain, x) > 7.8 * layer
+
+
+def test_an_activation_is_freed_once_its_consumer_has_run() -> None:
+    first, second = (ConvNormAct(2, 2, (3, 3), (1, 1), Style()) for _ in range(2))
+    between = first(_random(1, 2, 6, 6))
+    alive = weakref.ref(between)
+    result = second(between)
+    del between
+    assert alive() is None
+    result.sum().backward()
 
 
 def test_a_concatenation_is_recomputed_from_its_parts() -> None:
