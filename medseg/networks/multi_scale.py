@@ -1,10 +1,10 @@
 """U-Net that sees the image again at every scale, 2D or 3D by topology (Fu 2018, Kim 2018)."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg.networks.blocks.conv import ActKind, ConvNormAct, NormKind, Style, initialise
+from medseg.networks.blocks.norm_act import concatenate
 from medseg.networks.encoders import plain
 from medseg.networks.unet import Sizes, UNet
 from medseg.types.plan import Topology
@@ -58,5 +58,5 @@ class MultiScaleUNet(nn.Module):
             skips.append(x)
             stride = tuple(sizes.strides[k])
             image = average(image, stride, stride)
-            x = self.unet.encoder[k](torch.cat([maximum(x, stride, stride), convs(image)], 1))
+            x = self.unet.encoder[k](concatenate(maximum(x, stride, stride), convs(image)))
         return self.unet.decode([*skips, x])

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg.networks.blocks.conv import ConvNormAct, Style
+from medseg.networks.blocks.norm_act import concatenate
 
 
 class DenseStage(nn.Module):
@@ -52,7 +52,7 @@ class DenseStage(nn.Module):
             pool = F.avg_pool2d if len(self.stride) == 2 else F.avg_pool3d
             x = pool(x, self.stride, self.stride)
         for layer in self.layers:
-            x = torch.cat([x, layer(x)], 1)
+            x = concatenate(x, layer(x))
         return x if self.close is None else self.close(x)
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg.networks.blocks.conv import conv
+from medseg.networks.blocks.convnext import gelu
 
 
 class PoolMixer(nn.Module):
@@ -44,4 +45,4 @@ class PoolFormerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.scales[0] * self.mixer(self.norms[0](x))
-        return x + self.scales[1] * self.narrow(F.gelu(self.widen(self.norms[1](x))))
+        return x + self.scales[1] * self.narrow(gelu(self.widen(self.norms[1](x))))

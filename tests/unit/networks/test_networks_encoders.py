@@ -143,6 +143,17 @@ def test_dense_stages_have_the_published_parameters_and_keep_what_came_before() 
     torch.testing.assert_close(stage(x)[:, 4:8], stage.layers[0](pooled))
 
 
+def test_dense_stages_keep_no_concatenation_and_have_the_gradients_of_those_that_do() -> None:
+    stage, x = _stage("dense", 8, 14, (3, 3), (1, 1), 3), torch.randn(1, 8, 6, 6)
+    y = stage.transition(x)
+    for layer in stage.layers:
+        y = torch.cat([y, layer(y)], 1)
+    weights = list(stage.parameters())
+    ours, theirs = (torch.autograd.grad((t * t.detach().cos()).sum(), weights) for t in (stage(x), y))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 def test_dense_stages_of_a_given_growth_end_in_the_channels_of_the_topology() -> None:
     from medseg.networks.blocks.dense import DenseStage
 
@@ -193,7 +204,14 @@ def test_a_convnext_block_is_its_formula() -> None:
     y = torch.einsum("oc,bchw->bohw", block.widen.weight[:, :, 0, 0], y) + block.widen.bias[:, None, None]
     y = y * (1 + torch.erf(y / math.sqrt(2))) / 2
     y = torch.einsum("oc,bchw->bohw", block.narrow.weight[:, :, 0, 0], y) + block.narrow.bias[:, None, None]
-    torch.testing.assert_close(block(x), x + 0.5 * y, rtol=1e-4, atol=1e-5)
+    expected = x + 0.5 * y
+    torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
+    weights = list(block.parameters())
+    ours, theirs = (torch.autograd.grad(t.square().sum(), weights, allow_unused=True) for t in (block(x), expected))
+    for one, other, weight in zip(ours, theirs, weights, strict=True):
+        assert (other is None) == (weight is block.scale or weight is block.norm.weight or weight is block.norm.bias)
+        if other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
