@@ -99,8 +99,9 @@ def clean_and_score(
 ) -> tuple[Plan, dict[str, object]]:
     """The plan with the cleaning that out-of-fold predictions justify, and the scores before and after it.
 
-    Of ultrasound frames, what a reference has outside of the fan does not count, as nothing is predicted there.
-    `landmarks` of the scores are distances. Without validated cases the plan stays as it is.
+    Cleaning steps that the plan has already stay, and come first. Of ultrasound frames, what a reference has outside of
+    the fan does not count, as nothing is predicted there. `landmarks` of the scores are distances. Without validated
+    cases the plan stays as it is.
     """
     if not validated:
         return plan, {"schema": "medseg.scores/1", "cases": 0, "folds": []}
@@ -147,19 +148,22 @@ def _label_scores(
     workers: int | None,
 ) -> tuple[Plan, dict[str, object]]:
     """The plan with its cleaning, and the scores before and after it; those of each fold go into `by_fold`."""
-    pair = partial(_pair, dataset, plan)
-    loaders = [partial(pair, one) for one in validated]
+    pair, own = partial(_pair, dataset, plan), plan.postprocess
+    loaders = [partial(_cleaned, pair, own, one) for one in validated]
     decision = choose_cleaning(loaders, report=report, total=len(validated))
+    steps = (*own, *decision.value)
     before = _scores(pair, validated, (), report, workers)
-    after = _scores(pair, validated, decision.value, report, workers) if decision.value else before
-    reasons = {**plan.reasons, "postprocess": decision.reason}
+    after = _scores(pair, validated, steps, report, workers) if steps else before
+    first = f"{', '.join(step.use for step in own)} as the plan had it; then " if own else ""
+    reason = first + decision.reason
+    reasons = {**plan.reasons, "postprocess": reason}
     names = plan.labels.names()
     scores: dict[str, object] = {
         "mean_dice_before": json_number(_mean(_dice(before, name) for name in names)),
         "mean_dice": json_number(_mean(_dice(after, name) for name in names)),
         "dice_before": {name: json_number(_dice(before, name)) for name in names},
         "dice": {name: json_number(_dice(after, name)) for name in names},
-        "cleaning": decision.reason,
+        "cleaning": reason,
         "summary": summarise(after),
         "per_case": [
             {"case": one.case.id, "fold": one.fold, "dice_before": _row(first), "dice": _row(last)}
@@ -169,7 +173,7 @@ def _label_scores(
     for folder, kept in by_fold.items():
         here = {one.case.id for one in _of(validated, folder)}
         kept.update(_fold_scores([row for row in before if row.case_id in here]))
-    return replace(plan, postprocess=decision.value, reasons=reasons), scores
+    return replace(plan, postprocess=steps, reasons=reasons), scores
 
 
 def _of(validated: Sequence[Validated], folder: Path) -> list[Validated]:
@@ -181,6 +185,11 @@ def _pair(dataset: Dataset, plan: Plan, one: Validated) -> tuple[LabelMap, Label
     reference = scored(reference, image, plan.preprocess)
     prediction = read_labels(one.prediction, dataset.labels)
     return replace(prediction, geometry=reference.geometry), reference
+
+
+def _cleaned(pair: Pair, steps: Sequence[Step], one: Validated) -> tuple[LabelMap, LabelMap]:
+    prediction, reference = pair(one)
+    return clean(prediction, steps) if steps else prediction, reference
 
 
 def _scores(

@@ -1,0 +1,46 @@
+"""What validation makes of a plan: its own cleaning steps stay."""
+
+from dataclasses import replace
+
+import numpy as np
+from phantoms import write_scan
+from tiny_run import tiny_plan
+
+from medseg.io.images import write_labels
+from medseg.types.dataset import Case, Dataset
+from medseg.types.geometry import Geometry
+from medseg.types.image import LabelMap
+from medseg.types.labels import Label, Labels
+from medseg.types.plan import Step
+from medseg.workflow.validation import Validated, clean_and_score
+
+ORGAN = Labels((Label("organ", (1,)),))
+
+
+def _case(folder):
+    """A ball, and the same with half of the voxels of its surface flipped and a fragment far from it."""
+    grid = np.stack(np.indices((24, 24, 24)), -1)
+    radius = np.linalg.norm(grid - 11.5, axis=-1)
+    ball = radius <= 8
+    jagged = ball ^ ((np.abs(radius - 8) < 0.9) & (np.random.default_rng(0).random(ball.shape) < 0.5))
+    jagged[:3, :3, :3] = True
+    write_scan(radius.astype(np.float32), folder / "image.nii.gz", spacing_mm=(1.0, 1.0, 1.0))
+    for name, array in (("reference", ball), ("predicted", jagged)):
+        place = Geometry(ball.shape, (1.0, 1.0, 1.0))
+        write_labels(LabelMap(array.astype(np.uint8), place, ORGAN), folder / f"{name}.nii.gz")
+    case = Case("a", (folder / "image.nii.gz",), folder / "reference.nii.gz")
+    return Dataset("organ", folder, ("MR",), ORGAN, (case,)), Validated(case, 0, folder / "predicted.nii.gz")
+
+
+def test_the_plans_own_cleaning_stays_and_more_is_chosen_after_it(tmp_path):
+    dataset, validated = _case(tmp_path)
+    plan = tiny_plan(labels=ORGAN)
+    smooth = Step("refine_contours", {"sigma_mm": 1.0})
+    chosen, plain = clean_and_score(plan, dataset, [validated], workers=1)
+    both, scores = clean_and_score(replace(plan, postprocess=(smooth,)), dataset, [validated], workers=1)
+    assert chosen.postprocess and smooth not in chosen.postprocess
+    assert both.postprocess[0] == smooth and len(both.postprocess) > 1
+    assert both.reasons["postprocess"].startswith("refine_contours as the plan had it; then 1 validation cases")
+    assert scores["mean_dice_before"] == plain["mean_dice_before"] < plain["mean_dice"] < scores["mean_dice"]
+    again, same = clean_and_score(both, dataset, [validated], workers=1)
+    assert again.postprocess == both.postprocess and same["mean_dice"] == scores["mean_dice"]
