@@ -29,7 +29,8 @@ class ConvNextBlock(nn.Module):
         self.scale = nn.Parameter(torch.full((channels, *ones), scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.scale * self.narrow(gelu(self.widen(self.norm(self.depthwise(x)))))
+        y: Tensor = self.narrow(gelu(self.widen(self.norm(self.depthwise(x)))))
+        return x + self.scale * y
 
 
 def gelu(x: Tensor) -> Tensor:

@@ -45,4 +45,5 @@ class PoolFormerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.scales[0] * self.mixer(self.norms[0](x))
-        return x + self.scales[1] * self.narrow(gelu(self.widen(self.norms[1](x))))
+        y: Tensor = self.scales[1] * self.narrow(gelu(self.widen(self.norms[1](x))))
+        return x + y

@@ -52,4 +52,4 @@ def channel_shuffle(x: Float[Tensor, "b c *s"], groups: int) -> Float[Tensor, "b
     if x.shape[1] % groups:
         hint = "use channels that are a multiple of the groups"
         raise PlanError(f"{x.shape[1]} channels in {groups} groups", where="network.topology.channels", hint=hint)
-    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    return x.reshape(len(x), groups, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)

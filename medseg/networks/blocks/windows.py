@@ -43,6 +43,6 @@ def _windows(x: Tensor, size: Sequence[int]) -> Tensor:
 def _whole(windows: Tensor, size: Sequence[int]) -> Tensor:
     ndim = len(size)
     order = [0, 1, *(axis for k in range(ndim) for axis in (2 + k, 2 + ndim + k))]
-    parts = windows.unflatten(-1, tuple(size)).permute(order)
+    parts = windows.reshape(*windows.shape[:-1], *size).permute(order)
     edges = [edge * step for edge, step in zip(windows.shape[2:-1], size, strict=True)]
     return parts.reshape(*windows.shape[:2], *edges)
