@@ -132,12 +132,12 @@ def evaluate(
     labels: Path | None = None,
     tolerance: float = 1.0,
     ultrasound: Path | None = None,
+    second_reader: Path | None = None,
     out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None,
 ) -> int:
     """Score label maps or landmarks against references of the same name: overlap, surfaces, volumes; radial errors.
 
     Example: medseg evaluate OUT DATA/labelsTs --labels DATA/dataset.json -o scores
-    second_reader: Path | None = None,
 
     Parameters
     ----------
@@ -152,16 +152,11 @@ def evaluate(
         Tolerance of the normalised surface distance (NSD), mm.
     ultrasound
         Folder of the ultrasound images, named like the label maps: only what lies within their fan is scored.
+    second_reader
+        Folder of landmark files of another person, whose distance to the references is shown beside.
     out
         Folder for scores.json and scores.csv, and of landmarks landmarks.json and landmarks.csv.
     """
-    from medseg.cli.progress import shown_progress
-    from medseg.workflow import evaluate as job
-    second_reader
-        Folder of landmark files of another person, whose distance to the references is shown beside.
-
-    with shown_progress() as report:
-        names = job.read_label_names(labels) if labels else None
     from medseg.workflow.evaluate_landmarks import what_to_score
 
     masks, points = what_to_score(predictions, references)
@@ -190,6 +185,11 @@ def _evaluate_masks(
     ultrasound: Path | None,
     out: Path | None,
 ) -> int:
+    from medseg.cli.progress import shown_progress
+    from medseg.workflow import evaluate as job
+
+    with shown_progress() as report:
+        names = job.read_label_names(labels) if labels else None
         scores = job.evaluate(
             predictions, references, labels=names, tolerance_mm=tolerance, ultrasound=ultrasound, report=report
         )
