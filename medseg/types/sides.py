@@ -47,7 +47,7 @@ def paired_names(names: Sequence[str]) -> Sides:
 
     Sides are whole words ("left_kidney", "kidneyRight", "Left-Hippocampus", "ctx-lh-insula"); L and R count as the
     first or last word ("TMJ-R", "l_condyle", "RCo"). FDI numbers (11 and 21, 36 and 46, 55 and 65, 75 and 85) count
-    after a word like tooth, or alone, unless another such number of `names` is none of FDI.
+    after a word like tooth, or alone, unless another such number of `names` is none of FDI; 100 more is their pulp.
 
     >>> paired_names(("left_kidney", "right_kidney", "liver", "tooth_36", "tooth_46", "rib_L"))
     Sides(pairs=(('left_kidney', 'right_kidney'), ('tooth_36', 'tooth_46')), unpaired=('rib_L',))
@@ -167,8 +167,12 @@ def _teeth(words: Mapping[str, Sequence[str]]) -> tuple[dict[str, int], list[str
                 sure[name] = place
             elif word.isdecimal() and (before in _OF_TEETH or len(parts) == 1):
                 maybe[name] = place
-    good = [all(int(words[name][place]) in _FDI for name, place in some.items()) for some in (sure, maybe)]
+    good = [all(_is_fdi(int(words[name][place])) for name, place in some.items()) for some in (sure, maybe)]
     return {**(maybe if good[1] else {}), **(sure if good[0] else {})}, [] if good[0] else list(sure)
+
+
+def _is_fdi(number: int) -> bool:
+    return number in _FDI or number - 100 in _FDI
 
 
 def _side_of(name: str, words: Sequence[str], tooth: int | None) -> tuple[str, str]:
@@ -182,8 +186,8 @@ def _side_of(name: str, words: Sequence[str], tooth: int | None) -> tuple[str, s
         if lower[place] in _LETTERS:
             said[place] = _LETTERS[lower[place]]
     if tooth is not None:
-        quadrant, number = divmod(int(lower[tooth]), 10)
-        lower[tooth] = f"{min(quadrant, _ACROSS[quadrant])}{number}"
+        part, (quadrant, number) = int(lower[tooth]) // 100, divmod(int(lower[tooth]) % 100, 10)
+        lower[tooth] = f"{part} {min(quadrant, _ACROSS[quadrant])}{number}"
         said = said or {-1: "right" if quadrant in _RIGHT_QUADRANTS else "left"}
     if len(set(said.values())) != 1:
         return "", ""

@@ -40,6 +40,9 @@ FDI = [10 * q + n for q in (1, 2, 3, 4) for n in range(1, 9)] + [10 * q + n for 
         ("tooth_21_tip", "tooth_11_tip"),
         ("upper left tooth 26", "upper right tooth 16"),
         ("FDI 65 crown", "FDI 55 crown"),
+        ("upper_left_canine_fdi23", "upper_right_canine_fdi13"),
+        ("upper_left_canine_pulp_fdi123", "upper_right_canine_pulp_fdi113"),
+        ("Upper Left Third Molar (Wisdom Tooth)", "Upper Right Third Molar (Wisdom Tooth)"),
     ],
 )
 def test_names_that_differ_by_their_side_are_a_pair_in_any_order(left, right):
