@@ -26,8 +26,9 @@ def gg_net(
 ) -> nn.Module:
     """Global guidance network (Xue 2021) as a U-Net: ASPP after the encoder, and attention led by a guidance map.
 
-    The map is made of the four coarsest encoder stages, resized to the second of them. It leads attention over voxels
-    and channels of the decoder feature of that size. The published network has boundary modules and their loss as
+    The map is made of four encoder stages, resized to the second of them: those whose strides come to 4, 8, 16 and 32
+    as in the published network, or the four coarsest where there are fewer than six stages. It leads attention over
+    voxels and channels of the decoder feature of that size. The published network has boundary modules and their loss as
     well: head "boundary" and loss "gg_net", beside head "segmentation" and loss "dice_ce". `guidance` is how weights
     of feature and map are joined, "logit-sum" or, as in the published code, "released" (see `blocks.guidance`). Takes
     any image whose size is a multiple of `topology.divisor()`.
@@ -47,7 +48,8 @@ class GGNet(nn.Module):
         self.body = body
         self.feature_channels = body.feature_channels
         channels = sizes.channels
-        self.levels = tuple(range(max(len(channels) - 4, 0), len(channels)))
+        first = min(2, max(len(channels) - 4, 0))
+        self.levels = tuple(range(first, min(first + 4, len(channels))))
         self.level = self.levels[min(1, len(self.levels) - 1)]
         width, kernel = channels[self.level], sizes.kernels[self.level]
         ones = (1,) * len(kernel)

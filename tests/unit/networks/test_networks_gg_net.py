@@ -59,6 +59,14 @@ def test_the_map_is_made_of_the_four_coarsest_stages_at_the_size_of_the_second()
     torch.testing.assert_close(joined[:, :8], nn.functional.avg_pool2d(skips[1], 2))  # linear at half the size
 
 
+def test_in_a_deep_network_the_map_stays_at_an_eighth_of_the_image() -> None:
+    halves = ((1, 1, 1), *((1, 2, 2),) * 6)
+    network = gg_net(Topology(2, (2,) * 7, halves, ((1, 3, 3),) * 7, (1,) * 7), in_channels=1)
+    assert (network.levels, network.level) == ((2, 3, 4, 5), 3)
+    skips = network.body.encode(torch.randn(1, 1, 64, 64))
+    assert tuple(network._levels(skips).shape) == (1, 8, 8, 8)
+
+
 def test_guidance_changes_the_decoder_only_once_its_gammas_move() -> None:
     network = gg_net(FLAT, in_channels=1).eval()
     image = torch.randn(1, 1, 16, 16)
