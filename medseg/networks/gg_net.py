@@ -28,10 +28,10 @@ def gg_net(
 
     The map is made of four encoder stages, resized to the second of them: those whose strides come to 4, 8, 16 and 32
     as in the published network, or the four coarsest where there are fewer than six stages. It leads attention over
-    voxels and channels of the decoder feature of that size. The published network has boundary modules and their loss as
-    well: head "boundary" and loss "gg_net", beside head "segmentation" and loss "dice_ce". `guidance` is how weights
-    of feature and map are joined, "logit-sum" or, as in the published code, "released" (see `blocks.guidance`). Takes
-    any image whose size is a multiple of `topology.divisor()`.
+    voxels and channels of the decoder feature of that size. The published network has boundary modules and their loss
+    as well: head "boundary" and loss "gg_net", beside head "segmentation" and loss "dice_ce". `guidance` is how
+    weights of feature and map are joined, "logit-sum" or, as in the published code, "released" (see
+    `blocks.guidance`). Takes any image whose size is a multiple of `topology.divisor()`.
     """
     style, sizes = Style(norm, act, attention, dropout), Sizes(topology)
     body = UNet(encoder_stages(sizes, in_channels, encoder, style), sizes, decoder_blocks, style)
