@@ -13,11 +13,13 @@ from medseg.errors import PlanError
 from medseg.networks import landmark_heads
 from medseg.networks.attention_unet import attention_unet
 from medseg.networks.bisenet import bisenet
+from medseg.networks.boundary_head import boundary
 from medseg.networks.cascade import cascade
 from medseg.networks.direction_fused import direction_fused
 from medseg.networks.distance_head import distance
 from medseg.networks.fcn import fcn
-from medseg.networks.from_monai import mednext, segresnet, swin_unetr
+from medseg.networks.from_monai import mednext, segresnet, swin_unetr, unetr
+from medseg.networks.gg_net import gg_net
 from medseg.networks.gra_unet import gra_unet
 from medseg.networks.heads import segmentation
 from medseg.networks.mel_net import mel_net
@@ -40,6 +42,7 @@ BACKBONES: Mapping[str, BuildBackbone] = {
     "direction_fused": direction_fused,
     "segresnet": segresnet,
     "swin_unetr": swin_unetr,
+    "unetr": unetr,
     "mednext": mednext,
     "bisenet": bisenet,
     "vnet": vnet,
@@ -49,12 +52,14 @@ BACKBONES: Mapping[str, BuildBackbone] = {
     "multi_scale_unet": multi_scale_unet,
     "mel_net": mel_net,
     "fcn": fcn,
+    "gg_net": gg_net,
 }
 HEADS: Mapping[str, BuildHead] = {
     "segmentation": segmentation,
     "dsnt": landmark_heads.dsnt,
     "heatmap": landmark_heads.heatmap,
     "distance": distance,
+    "boundary": boundary,
 }
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg.errors import PlanError
+from medseg.networks.blocks.resample import resized
 from medseg.types.plan import Topology
 
 
@@ -72,6 +73,37 @@ def swin_unetr(
     )
     network.out = nn.Identity()
     return FromMonai(network, (size,), (32,) * topology.ndim)
+
+
+def unetr(
+    topology: Topology, *, in_channels: int, hidden: int = 768, heads: int = 12, places: int = 6, dropout: float = 0.0
+) -> nn.Module:
+    """UNETR: a vision transformer over cubes of 16 voxels as encoder, convolutions as decoder (Hatamizadeh 2022).
+
+    The channels of the first stage are the topology's, the rest of it is not used; images are padded to multiples of 16
+    inside. Learnt positions stand at `places` per axis and are interpolated for images of other sizes. Raises PlanError
+    unless `heads` divides `hidden`, or if MONAI is missing.
+    """
+    if min(hidden, heads, places) < 1 or hidden % heads:
+        raise PlanError(f"{heads} heads of {hidden} channels", where="network.options", hint="use 12 of 768")
+    with _needed("unetr"):
+        from monai.networks.nets.unetr import UNETR
+    network: Any = UNETR(
+        in_channels=in_channels,
+        out_channels=1,
+        img_size=16 * places,
+        feature_size=topology.channels[0],
+        hidden_size=hidden,
+        mlp_dim=4 * hidden,
+        num_heads=heads,
+        dropout_rate=dropout,
+        spatial_dims=topology.ndim,
+    )
+    network.out = nn.Identity()
+    for block in network.vit.blocks:
+        block.norm_cross_attn = nn.Identity()  # made and never used
+    network.vit.patch_embedding = Patches(network.vit.patch_embedding, (places,) * topology.ndim)
+    return FromMonai(AnySize(network, hidden), (topology.channels[0],), (16,) * topology.ndim)
 
 
 def mednext(
@@ -135,6 +167,31 @@ class FromMonai(nn.Module):
             ]
             for feature in features[: len(self.feature_channels)]
         )
+
+
+class Patches(nn.Module):
+    """Tokens (b, n, c) of an image of any size: MONAI's convolution plus its positions at `grid`, interpolated."""
+
+    def __init__(self, monai: Any, grid: Sequence[int]) -> None:
+        super().__init__()
+        self.conv, self.dropout = monai.patch_embeddings, monai.dropout
+        self.positions = nn.Parameter(monai.position_embeddings.detach().mT.unflatten(2, tuple(grid)))
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.conv(image)
+        return self.dropout((x + resized(self.positions, x.shape[2:])).flatten(2).mT)  # type: ignore[no-any-return]
+
+
+class AnySize(nn.Module):
+    """UNETR told the size of every image's grid of tokens, which it otherwise fixes when it is built."""
+
+    def __init__(self, network: Any, hidden: int) -> None:
+        super().__init__()
+        self.network, self.hidden = network, hidden
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.network.proj_view_shape = [*(n // 16 for n in image.shape[2:]), self.hidden]
+        return self.network(image)  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -36,6 +36,57 @@ def test_logits_have_the_size_of_the_image_and_every_weight_learns(use: str, ndi
     assert [n for n, p in network.named_parameters() if p.grad is None] == []
 
 
+SMALL = {"hidden": 24, "heads": 2, "places": 2}
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_unetr_takes_images_of_any_size_and_every_weight_learns(ndim: int) -> None:
+    network = _build("unetr", _topology(ndim), **SMALL)
+    image = torch.randn(1, 2, *(20, 8, 6)[:ndim])
+    finest = network(image).logits[0]
+    assert finest.shape == (1, 3, *image.shape[2:])
+    finest.square().sum().backward()
+    assert [n for n, p in network.named_parameters() if p.grad is None] == []
+    with pytest.raises(PlanError, match="heads"):
+        _build("unetr", _topology(ndim), hidden=25, heads=2)
+
+
+def test_unetr_is_monais_at_the_size_of_its_positions_and_moves_them_with_the_size() -> None:
+    from monai.networks.nets import UNETR
+
+    network = _build("unetr", _topology(2), **SMALL).eval()
+    theirs = UNETR(2, 3, 32, feature_size=12, hidden_size=24, mlp_dim=96, num_heads=2, spatial_dims=2).eval()
+    weights = {k: v for k, v in theirs.state_dict().items() if "norm_cross_attn" not in k}
+    head = {k: weights.pop(f"out.conv.conv.{k}") for k in ("weight", "bias")}
+    positions = weights.pop("vit.patch_embedding.position_embeddings")
+    own = {k.replace("patch_embedding.patch_embeddings", "patch_embedding.conv"): v for k, v in weights.items()}
+    own["vit.patch_embedding.positions"] = positions.mT.reshape(1, 24, 2, 2)
+    network.backbone.network.network.load_state_dict(own)
+    network.heads[0].convs[0].load_state_dict(head)
+    image = torch.randn(2, 2, 32, 32)
+    torch.testing.assert_close(network(image).logits[0], theirs(image), rtol=1e-4, atol=1e-4)
+    patches = network.backbone.network.network.vit.patch_embedding
+    torch.nn.init.zeros_(patches.conv.weight), torch.nn.init.zeros_(patches.conv.bias)
+    patches.positions.data = torch.tensor([0.0, 3.0]).view(1, 1, 2, 1).expand(1, 24, 2, 2)
+    tokens = patches(torch.zeros(1, 2, 48, 16))[0, :, 0]  # three places where there were two: ends, and their middle
+    torch.testing.assert_close(tokens, torch.tensor([0.0, 1.5, 3.0]))
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_no_two_offsets_in_a_window_share_their_bias(ndim: int) -> None:
+    network = _build("swin_unetr", _topology(ndim), window=3)
+    attention = network.get_submodule("backbone.network.swinViT.layers1.0.blocks.0.attn")
+    places = torch.cartesian_prod(*[torch.arange(3)] * ndim)
+    offsets = {tuple((a - b).tolist()): set() for a in places for b in places}
+    for i, a in enumerate(places):
+        for j, b in enumerate(places):
+            offsets[tuple((a - b).tolist())].add(int(attention.relative_position_index[i, j]))
+    assert all(len(found) == 1 for found in offsets.values())
+    assert (
+        len({next(iter(found)) for found in offsets.values()}) == 5**ndim == len(attention.relative_position_bias_table)
+    )
+
+
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_mednext_gives_the_features_of_every_decoder_stage(ndim: int) -> None:
     network = _build("mednext", _topology(ndim, (4, 8, 16)))
@@ -95,7 +146,7 @@ def test_strides_that_monais_network_does_not_have_are_refused(use: str) -> None
         _build(use, Topology(3, (8,), ((1, 1, 1),), ((3, 3, 3),), (1,)))
 
 
-@pytest.mark.parametrize("use", NAMES)
+@pytest.mark.parametrize("use", [*NAMES, "unetr"])
 def test_without_monai_the_error_says_what_to_install(use: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, f"monai.networks.nets.{use}", None)
     with pytest.raises(PlanError, match=r"needs monai.*medseg\[monai\]"):
