@@ -15,6 +15,7 @@ from medseg.io.landmarks import write_landmarks
 from medseg.types.geometry import Box
 from medseg.types.labels import Labels
 from medseg.types.landmarks import Landmarks
+from medseg.types.plan import LossTerm, Step
 from medseg.workflow.train import prepare, train
 
 NAMES = ("tip", "unknown", "base")
@@ -89,5 +90,8 @@ def test_a_damaged_landmark_file_is_named(tmp_path):
 
 def test_a_plan_for_other_landmarks_is_refused(tmp_path):
     bright_at_points(tmp_path)
+    plan = replace(landmark_plan(), landmarks=("tip",))
+    network = replace(plan.network, heads=(Step("dsnt", {"points": 1}),))
+    training = replace(plan.training, losses=(LossTerm(1.0, "dsnt"),), augment=())
     with pytest.raises(PlanError, match="landmarks differ from the data set's"):
-        train(replace(landmark_plan(), landmarks=("tip",)), tmp_path, tmp_path / "run", device="cpu")
+        train(replace(plan, network=network, training=training), tmp_path, tmp_path / "run", device="cpu")
