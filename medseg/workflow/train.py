@@ -7,7 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from jaxtyping import Float64
 
 from medseg.errors import DatasetError, MedsegError, PlanError, TrainingError
 from medseg.io.bundles import save_bundle
@@ -23,6 +25,7 @@ from medseg.training.curves import tensorboard
 from medseg.training.loop import Hook, fit
 from medseg.training.session import WEIGHTS, is_finished
 from medseg.types.dataset import Case, Dataset, Split
+from medseg.types.geometry import Geometry
 from medseg.types.plan import Plan
 from medseg.types.progress import Progress, Report, silent
 from medseg.types.result import ModelBundle
@@ -34,6 +37,7 @@ from medseg.workflow.validation import Validated, clean_and_score, validate_fold
 
 Fold = int | Literal["all"]
 Folds = Literal["cv", "all"] | int | Sequence[int]
+_EDGE = 1e-3  # voxels by which a landmark may lie outside of its scan
 
 
 def prepare(plan: Plan, dataset: Dataset, folder: Path, *, workers: int | None = None, report: Report = silent) -> Path:
@@ -132,7 +136,7 @@ def _prepare_case(plan: Plan, dataset: Dataset, cache: Path, case: Case) -> str:
         prepared = prepare_image(image, plan.preprocess)
         target = prepare_labels(labels, prepared.geometry, order=plan.preprocess.label_order)
         inside = (prepared.array != 0).any(axis=0) if has_fan(plan.preprocess) else None
-        places = prepared.geometry.to_voxels(read_points(case, dataset)) if plan.landmarks else None
+        places = _places(case, dataset, prepared.geometry) if plan.landmarks else None
         write_case(
             cache, case.id, prepared, target, patch=plan.sampling.patch, sources=sources, inside=inside, points=places
         )
@@ -140,6 +144,14 @@ def _prepare_case(plan: Plan, dataset: Dataset, cache: Path, case: Case) -> str:
         text = str(error)
         return text if text.startswith(case.id) else f"{case.id}: {text}"
     return ""
+
+
+def _places(case: Case, dataset: Dataset, grid: Geometry) -> Float64[np.ndarray, "n 3"]:
+    """A case's landmarks as places (z, y, x) on its prepared grid; NaN for those outside, which nobody can see."""
+    places = grid.to_voxels(read_points(case, dataset))
+    outside = np.any((places < -0.5 - _EDGE) | (places > np.array(grid.shape) - 0.5 + _EDGE), axis=1, keepdims=True)
+    inside: np.ndarray = np.where(outside, np.nan, places)
+    return inside
 
 
 def _labelled(dataset: Dataset) -> list[Case]:

@@ -95,3 +95,12 @@ def test_a_plan_for_other_landmarks_is_refused(tmp_path):
     training = replace(plan.training, losses=(LossTerm(1.0, "dsnt"),), augment=())
     with pytest.raises(PlanError, match="landmarks differ from the data set's"):
         train(replace(plan, network=network, training=training), tmp_path, tmp_path / "run", device="cpu")
+
+
+def test_points_outside_of_the_prepared_scan_are_unknown_also_in_the_padding_of_its_patch(tmp_path):
+    dataset = bright_at_points(tmp_path)
+    places = np.array([[19.5, 23.5, 27.0], [19.8, 5.0, 5.0], [5.0, 5.0, -1.1]])  # at an edge, and beyond two others
+    write_landmarks(Landmarks(NAMES, places), tmp_path / "landmarksTr/a.mrk.json")
+    case = open_case(prepare(landmark_plan(), dataset, tmp_path / "run", workers=1), "a")
+    assert case.points[0] == pytest.approx((13.5, 23.5, 19.5))
+    assert np.isnan(case.points[1:]).all()
