@@ -159,6 +159,8 @@ def _exchanged(labels: Tensor, swaps: Sequence[int]) -> Tensor:
 
 
 def _order(count: int, swaps: Sequence[int]) -> list[int]:
+    if swaps and not 0 <= min(swaps) <= max(swaps) < count:
+        raise PlanError(f"swap_points {list(swaps)} of {count} points", where="mirror", hint="count points from 0")
     order = list(range(count))
     for one, other in zip(swaps[::2], swaps[1::2], strict=True):
         order[one], order[other] = other, one

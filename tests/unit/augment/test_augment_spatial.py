@@ -275,6 +275,8 @@ def test_swaps_that_are_no_pairs_are_refused():
     for options in ({"swap_values": [1]}, {"swap_points": [0, 1, 1, 2]}):
         with pytest.raises(PlanError, match="no pairs"):
             mirror(sided(), generator(), **options)
+    with pytest.raises(PlanError, match="of 3 points"):
+        mirror(sided(), generator(), p=1.0, swap_axis=2, swap_points=[1, 3])
 
 
 @pytest.mark.parametrize("shape", [(41, 31), (3, 41, 31)])
