@@ -4,7 +4,8 @@ Points are voxel coordinates (b, n, d) in the axes' order of the heat maps. A po
 nowhere; without any known point a loss is 0 with zero gradients.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ Unit = Literal["normalised", "mm"]
 Regulariser = Literal["js", "variance", "none"]
 Kind = Literal["mse", "bce"]
 _WHERE = "training.losses"
+_VOXELS_AT_ONCE = 1 << 21
 
 
 def dsnt(
@@ -114,7 +116,7 @@ def jensen_shannon(
 
 
 class _JensenShannon(torch.autograd.Function):
-    """Point by point, with the Gaussian made again for the gradient: nothing as large as the heat maps is kept.
+    """A few maps at a time, their Gaussians made again for the gradient: nothing as large as all heat maps is kept.
 
     The gradient with respect to a heat map P is log(P / M) / 2, where M is the mean of P and the Gaussian; the true
     points get none. Where P is 0 the logarithm stops at the smallest number.
@@ -124,31 +126,37 @@ class _JensenShannon(torch.autograd.Function):
     def forward(ctx: Any, heatmaps: Tensor, points: Tensor, sigma: tuple[float, ...]) -> Tensor:
         ctx.save_for_backward(heatmaps, points)
         ctx.sigma = sigma
-        flat, size = heatmaps.flatten(0, 1), heatmaps.shape[2:]
         values = []
-        for heat, point in zip(flat, points.flatten(0, 1), strict=True):
-            gauss = gaussians(point[None, None], size, sigma)[0, 0]
+        for heat, gauss in _few_at_once(heatmaps, points, sigma):
             both = (heat + gauss) / 2
             values.append((_divergence(heat, both) + _divergence(gauss, both)) / 2)
-        return torch.stack(values).reshape(heatmaps.shape[:2])
+        return torch.cat(values).reshape(heatmaps.shape[:2])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         heatmaps, points = ctx.saved_tensors
-        size = heatmaps.shape[2:]
         least = torch.finfo(heatmaps.dtype).tiny
         rows = []
-        for heat, point, grad in zip(heatmaps.flatten(0, 1), points.flatten(0, 1), grads[0].flatten(), strict=True):
-            gauss = gaussians(point[None, None], size, ctx.sigma)[0, 0]
+        for heat, gauss in _few_at_once(heatmaps, points, ctx.sigma):
             both = ((heat + gauss) / 2).clamp_min(least)
-            rows.append((heat.clamp_min(least) / both).log() * (grad / 2))
-        return torch.stack(rows).reshape(heatmaps.shape), None, None
+            rows.append((heat.clamp_min(least) / both).log() / 2)
+        scale = grads[0].reshape(*grads[0].shape, *(1,) * (heatmaps.dim() - 2))
+        return torch.cat(rows).reshape(heatmaps.shape).mul_(scale), None, None
+
+
+def _few_at_once(heatmaps: Tensor, points: Tensor, sigma: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Heat maps (m, *s) and the Gaussians of their points, as many together as make kernels worth their launch."""
+    size = heatmaps.shape[2:]
+    count = max(1, _VOXELS_AT_ONCE // math.prod(size))
+    parts = (torch.split(tensor.flatten(0, 1), count) for tensor in (heatmaps, points))
+    for heat, point in zip(*parts, strict=True):
+        yield heat, gaussians(point[None], size, sigma)[0]
 
 
 def _divergence(p: Tensor, q: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of p from q, which is not 0 where p is not."""
+    """Kullback-Leibler divergence per map of p from q, which is not 0 where p is not."""
     least = torch.finfo(p.dtype).tiny
-    return (p * (p.clamp_min(least) / q.clamp_min(least)).log()).sum()
+    return (p * (p.clamp_min(least) / q.clamp_min(least)).log()).flatten(1).sum(1)
 
 
 def _variance_error(heatmaps: Tensor, points: Tensor, sigma: Sequence[float]) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from medseg.errors import PlanError
+from medseg.losses import landmarks
 from medseg.losses.landmarks import dsnt, gaussians, heatmap, jensen_shannon
 from medseg.types.tensors import Batch, NetworkOutput
 
@@ -42,8 +43,10 @@ def slow_js(p, q):
     return total
 
 
+@pytest.mark.parametrize("at_once", [1, 100, 1 << 21])
 @pytest.mark.parametrize("size", SIZES)
-def test_jensen_shannon_is_dsntnns_and_the_sum_over_voxels(size):
+def test_jensen_shannon_is_dsntnns_and_the_sum_over_voxels(size, at_once, monkeypatch):
+    monkeypatch.setattr(landmarks, "_VOXELS_AT_ONCE", at_once)
     heatmaps, _, truth = made(size)
     found = jensen_shannon(heatmaps, truth, (1.0,) * len(size))
     normalised = dsntnn.pixel_to_normalized_coordinates(truth.flip(2), size)
@@ -64,8 +67,10 @@ def test_jensen_shannon_is_0_for_equal_maps_and_ln_2_for_maps_apart():
     assert float(apart) <= math.log(2) + 1e-6
 
 
+@pytest.mark.parametrize("at_once", [1, 1 << 21])
 @pytest.mark.parametrize("size", SIZES)
-def test_the_gradient_of_jensen_shannon_is_that_of_finite_differences_and_of_dsntnn(size):
+def test_the_gradient_of_jensen_shannon_is_that_of_finite_differences_and_of_dsntnn(size, at_once, monkeypatch):
+    monkeypatch.setattr(landmarks, "_VOXELS_AT_ONCE", at_once)
     heatmaps, _, truth = made(size, points=1, dtype=torch.float64)
     heatmaps = (heatmaps + 0.01).requires_grad_()  # logarithms near 0 bend more than finite differences see
     sigma = (0.8, 1.5, 1.0)[: len(size)]
