@@ -10,6 +10,7 @@ import torch
 
 from medseg.augment.cbct import cupping, metal_streak, offset, ring, truncation
 from medseg.augment.intensity import blur, brightness, contrast, gamma, low_resolution, noise, speckle
+from medseg.augment.mixup import MIXING
 from medseg.augment.spatial import affine, centre_crop, draw_matrix, mirror, rotation
 from medseg.augment.ultrasound import attenuation, shadow, time_gain
 from medseg.plugins import resolve
@@ -46,9 +47,12 @@ def build_augment(steps: Sequence[Step], *, patch: Size3 | None = None) -> Calla
     """All steps in order as one function; the same generator state gives the same patch.
 
     `patch` (z, y, x) is the size to return where more was loaded (see `margin`); steps that have an option `size` are
-    given it, and whatever is left over is cropped. Raises PlanError for an unknown step or option.
+    given it, and whatever is left over is cropped. Steps that mix samples are left to `build_mixing`. Raises PlanError
+    for an unknown step or option.
     """
-    chain = [_bind(step, f"training.augment[{number}]", patch) for number, step in enumerate(steps)]
+    chain = [
+        _bind(step, f"training.augment[{number}]", patch) for number, step in enumerate(steps) if step.use not in MIXING
+    ]
 
     def augment(sample: Patch, rng: torch.Generator) -> Patch:
         for function in chain:

@@ -40,6 +40,8 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "bce_batch_dice": bce_batch_dice,
     "distillation": distil,
 }
+# Of those, the ones that learn from the soft labels of mixed samples.
+SOFT_LOSSES = frozenset({"dice_ce", "dice", "cross_entropy", "generalised_dice", "tversky", "focal_tversky"})
 # Terms of the whole output: of heads other than segmentation.
 WHOLE_LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "dsnt": landmarks.dsnt,

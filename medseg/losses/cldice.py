@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from medseg.errors import PlanError
 from medseg.losses.target import WHERE, are_regions, logits_and_target
@@ -54,11 +55,16 @@ def soft_skeleton(mask: Float[Tensor, "b k *s"], axes: Sequence[int], iterations
     `axes` are the spatial axes that count as neighbours.
     """
     line = F.relu(mask - _opened(mask, axes))
-    for _ in range(iterations):
-        mask = _eroded(mask, axes)
-        new = F.relu(mask - _opened(mask, axes))
-        line = line + F.relu(new - line * new)
+    for _ in range(iterations):  # made again for the gradient: kept, the steps would need more memory than a network
+        mask, line = checkpoint(_thinner, mask, line, axes, use_reentrant=False, preserve_rng_state=False)
     return line
+
+
+def _thinner(mask: Tensor, line: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The mask one erosion on, and the line with what that opened."""
+    mask = _eroded(mask, axes)
+    new = F.relu(mask - _opened(mask, axes))
+    return mask, line + F.relu(new - line * new)
 
 
 def _chosen(logits: Tensor, target: Tensor, classes: Sequence[int] | None) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,8 @@ All terms are float32 under any autocast; `target.py` says what logits and a tar
 import torch.nn.functional as F
 from torch import Tensor
 
-from medseg.losses.target import are_regions, logits_and_target, overlap_sums
-from medseg.types.tensors import Batch, NetworkOutput
+from medseg.losses.target import are_regions, logits_and_target, soft_overlap_sums, voxel_cross_entropy
+from medseg.types.tensors import Batch, Mixed, NetworkOutput
 
 
 def dice_ce(
@@ -32,7 +32,7 @@ def dice(output: NetworkOutput, batch: Batch, *, batch_dice: bool = False, smoot
     batch) is left out of the mean, so that it neither rewards nor punishes; cross-entropy still teaches it.
     Without any class present the loss is 0 with zero gradients.
     """
-    sums = overlap_sums(*logits_and_target(output, batch))
+    sums = soft_overlap_sums(output, batch)
     both, predicted, reference = (part.sum(0, keepdim=True) if batch_dice else part for part in sums)
     score = (2 * both + smooth) / (predicted + reference + smooth).clamp_min(1e-8)
     present = reference > 0
@@ -40,8 +40,13 @@ def dice(output: NetworkOutput, batch: Batch, *, batch_dice: bool = False, smoot
 
 
 def cross_entropy(output: NetworkOutput, batch: Batch) -> Tensor:
-    """Mean over the voxels that count of softmax cross-entropy, or of binary cross-entropy for regions."""
+    """Mean over the voxels that count of softmax cross-entropy, or of binary cross-entropy for regions.
+
+    Of mixed samples it is that with the soft labels, which is linear in them.
+    """
     logits, target = logits_and_target(output, batch)
+    if batch.mixed is not None:
+        return _mixed_cross_entropy(logits, target, batch.mixed)
     if are_regions(logits, target):
         counts = target >= 0
         per_voxel = F.binary_cross_entropy_with_logits(logits, target.clamp_min(0).float(), reduction="none")
@@ -49,3 +54,11 @@ def cross_entropy(output: NetworkOutput, batch: Batch) -> Tensor:
     classes = target[:, 0].long()
     total = F.cross_entropy(logits, classes, ignore_index=-1, reduction="sum")
     return total / (classes >= 0).sum().clamp_min(1)
+
+
+def _mixed_cross_entropy(logits: Tensor, target: Tensor, mixed: Mixed) -> Tensor:
+    """Both targets ignore the same voxels."""
+    first, counts = voxel_cross_entropy(logits, target)
+    second, _ = voxel_cross_entropy(logits, mixed.target)
+    sums = mixed.share * first.flatten(1).sum(1) + (1 - mixed.share) * second.flatten(1).sum(1)
+    return sums.sum() / counts.count_nonzero().clamp_min(1)

@@ -83,7 +83,7 @@ def divergence(
         values = F.kl_div(log_s, log_t, log_target=True, reduction="none").sum(1, keepdim=True)
     if easy_background is not None:
         counts = counts & ~((target == 0) & (background > easy_background))
-    return (values * counts).sum() / counts.sum().clamp_min(1)
+    return values.masked_fill(~counts, 0.0).sum() / counts.count_nonzero().clamp_min(1)
 
 
 def _bernoulli(student: Tensor, teacher: Tensor) -> Tensor:

@@ -27,14 +27,14 @@ def focal(
     if are_regions(logits, target):
         inside = target > 0
         towards = torch.where(inside, logits, -logits)
-        log_p, log_rest = F.logsigmoid(towards), F.logsigmoid(-towards)
+        log_p, log_rest = -F.softplus(-towards), -F.softplus(towards)
     else:
         index = target.long().clamp_min(0)
         log_p = logits.log_softmax(1).gather(1, index)
         log_rest = (-log_p.expm1()).clamp_min(torch.finfo(log_p.dtype).tiny).log()
     hard = torch.exp(gamma * log_rest) if gamma else 1.0
     losses = -_alpha(logits, target, alpha) * hard * log_p
-    return (losses * counts).sum() / counts.sum().clamp_min(1)
+    return losses.masked_fill(~counts, 0.0).sum() / counts.count_nonzero().clamp_min(1)
 
 
 def _alpha(logits: Tensor, target: Tensor, alpha: float | Sequence[float] | None) -> Tensor | float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medseg.errors import PlanError
-from medseg.losses.target import WHERE, logits_and_target, overlap_sums
+from medseg.losses.target import WHERE, soft_overlap_sums
 from medseg.types.tensors import Batch, NetworkOutput
 
 Volume = Literal["square", "simple", "uniform"]
@@ -94,6 +94,6 @@ def _tversky(
 
 
 def _sums(output: NetworkOutput, batch: Batch, *, background: bool, batch_dice: bool) -> tuple[Tensor, Tensor, Tensor]:
-    sums = overlap_sums(*logits_and_target(output, batch), background=background)
+    sums = soft_overlap_sums(output, batch, background=background)
     both, predicted, reference = (part.sum(0, keepdim=True) if batch_dice else part for part in sums)
     return both, predicted, reference

@@ -21,8 +21,9 @@ def scale_weights(scales: int) -> tuple[float, ...]:
 
 
 def at_scale(batch: Batch, size: Sequence[int]) -> Batch:
-    """The batch with its target (not its image) at another size: the nearest voxel's value, also of a teacher."""
+    """The batch with its targets (not its image) at another size: the nearest voxel's value, also of a teacher."""
     target, teacher = batch.target, batch.teacher
+    other = None if batch.mixed is None else batch.mixed.target
     spacing = list(batch.spacing or ())
     for axis, new in enumerate(size, start=2):
         old = target.shape[axis]
@@ -30,6 +31,8 @@ def at_scale(batch: Batch, size: Sequence[int]) -> Batch:
             centres = (torch.arange(new, device=target.device) + 0.5) * (old / new)
             target = target.index_select(axis, centres.long())
             teacher = teacher if teacher is None else teacher.index_select(axis, centres.long())
+            other = other if other is None else other.index_select(axis, centres.long())
             if spacing:
                 spacing[axis - 2] *= old / new
-    return replace(batch, target=target, teacher=teacher, spacing=tuple(spacing) or None)
+    mixed = None if batch.mixed is None or other is None else replace(batch.mixed, target=other)
+    return replace(batch, target=target, teacher=teacher, mixed=mixed, spacing=tuple(spacing) or None)

@@ -38,8 +38,8 @@ def voxel_cross_entropy(logits: Tensor, target: Tensor) -> tuple[Float[Tensor, "
     """Cross-entropy of every voxel (of every channel of regions), 0 where ignored, and which of them count."""
     counts = target >= 0
     if are_regions(logits, target):
-        losses = F.binary_cross_entropy_with_logits(logits, target.clamp_min(0).float(), reduction="none")
-        return losses * counts, counts
+        # torch's own takes memory that a run without data does not see
+        return F.softplus(torch.where(target > 0, -logits, logits)).masked_fill(~counts, 0.0), counts
     return F.cross_entropy(logits, target[:, 0].long(), ignore_index=-1, reduction="none")[:, None], counts
 
 
@@ -50,6 +50,19 @@ def overlap_sums(logits: Tensor, target: Tensor, *, background: bool = False) ->
     both, predicted, reference = _class_sums(logits, target)
     first = 0 if background else 1
     return both[:, first:], predicted[:, first:], reference[:, first:]
+
+
+def soft_overlap_sums(
+    output: NetworkOutput, batch: Batch, *, background: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`overlap_sums` of a batch; where samples are mixed, with the soft labels y = share * y1 + (1 - share) * y2."""
+    logits, target = logits_and_target(output, batch)
+    first = overlap_sums(logits, target, background=background)
+    if batch.mixed is None:
+        return first
+    second, share = overlap_sums(logits, batch.mixed.target, background=background), batch.mixed.share[:, None]
+    both, predicted, reference = (share * a + (1 - share) * b for a, b in zip(first, second, strict=True))
+    return both, predicted, reference
 
 
 def per_class(values: Sequence[float] | None, channels: int, *, name: str) -> Sequence[float] | None:
@@ -64,7 +77,7 @@ def _region_sums(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor
     axes = tuple(range(2, logits.dim()))
     counts, inside = target >= 0, target > 0
     p = logits.sigmoid()
-    return (p * inside).sum(axes), (p * counts).sum(axes), inside.sum(axes).float()
+    return (p * inside).sum(axes), (p * counts).sum(axes), inside.float().sum(axes)
 
 
 def _class_sums(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

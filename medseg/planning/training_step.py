@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from medseg.augment.mixup import MIXING
 from medseg.losses.build import Loss, build_loss
 from medseg.networks.build import HeadedNetwork, arrange, build_network
 from medseg.networks.critics import build_critic, judge
 from medseg.types.geometry import Size3
 from medseg.types.plan import Network, Options, Precision, Training
-from medseg.types.tensors import Batch, NetworkOutput
+from medseg.types.tensors import Batch, Mixed, NetworkOutput
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Update = Callable[[list[nn.Parameter]], None]
@@ -54,10 +55,14 @@ def without_data(network: HeadedNetwork) -> HeadedNetwork:
     """The network with new tensors of the same sizes and orders; in a mode without data, tensors without data."""
     for module in network.modules():
         for name, weight in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(torch.empty_like(weight), requires_grad=weight.requires_grad))
+            setattr(module, name, nn.Parameter(_like(weight), requires_grad=weight.requires_grad))
         for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, torch.empty_like(buffer))
+            setattr(module, name, _like(buffer))
     return network
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
 
 
 def build_parts(
@@ -93,7 +98,9 @@ def random_batch(job: Job, device: torch.device) -> Batch:
     spacing = None if topology.spacing_mm is None else topology.spacing_mm[3 - topology.ndim :]
     taught = any(term.use == "distillation" for term in job.training.losses)
     teacher = torch.randn(job.batch, job.outputs, *size, device=device) if taught else None
-    return Batch(image, target, points, spacing, teacher=teacher)
+    mixes = any(step.use in MIXING for step in job.training.augment)
+    mixed = Mixed(target.clone(), torch.rand(job.batch, device=device)) if mixes else None
+    return Batch(image, target, points, spacing, teacher=teacher, mixed=mixed)
 
 
 def run_step(parts: Parts, batch: Batch, training: Training, *, whole: bool) -> None:

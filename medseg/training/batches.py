@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from medseg.augment.chain import build_augment, margin
+from medseg.augment.mixup import build_mixing
 from medseg.errors import MedsegError, TrainingError
 from medseg.io.cache import CachedCase
 from medseg.training.focus import NOTHING, Known, Sampler, build_sampler
 from medseg.training.sampling import (
+    MIX,
     TRAIN,
     VALIDATE,
     centred_box,
@@ -63,9 +65,11 @@ def batches(
         return (patch, rng) if late else (augment(patch, rng), rng)
 
     jobs = (partial(load, step, index) for step in count(start) for index in range(sampling.batch))
-    for drawn in _grouped(_in_order(jobs, workers, ahead=2 * sampling.batch + workers), sampling.batch):
+    groups = _grouped(_in_order(jobs, workers, ahead=2 * sampling.batch + workers), sampling.batch)
+    mix = build_mixing(plan.training.augment)
+    for step, drawn in enumerate(groups, start):
         patches = [augment(_moved(patch, device), rng) if late else patch for patch, rng in drawn]
-        yield _stacked(patches, plan, device)
+        yield mix(_stacked(patches, plan, device), generators(plan.training.seed, MIX, step, 0)[0])
 
 
 def validation_batches(

@@ -11,7 +11,7 @@ from medseg.types.geometry import Box, Size3
 from medseg.types.labels import Label, Labels
 from medseg.types.tensors import Patch
 
-TRAIN, VALIDATE = 0, 1
+TRAIN, VALIDATE, MIX = 0, 1, 3  # streams of random numbers; 2 is that of the layers
 
 
 def generators(seed: int, stream: int, step: int, index: int) -> tuple[np.random.Generator, torch.Generator]:

@@ -20,6 +20,14 @@ class Patch:
 
 
 @dataclass(frozen=True, eq=False)
+class Mixed:
+    """The second truth of mixed samples: its target, and the share (from 0 to 1) that the first one has."""
+
+    target: Int[Tensor, "b r ..."]
+    share: Float[Tensor, " b"]
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Stacked patches on the training device.
 
@@ -27,6 +35,7 @@ class Batch:
     the size of the image, or of a coarser decoder scale. `spacing` is that of the target's voxels per axis, in mm, or
     in pixels where the scans state none; None stands for 1 along every axis. `progress` is the share of the
     training that is done, None outside of it. `teacher` are the logits of a model to learn from, of the target's size.
+    `mixed` is there where images are mixed in pairs: labels are then share * target + (1 - share) * mixed.target.
     """
 
     image: Float[Tensor, "b c *s"]
@@ -35,6 +44,7 @@ class Batch:
     spacing: tuple[float, ...] | None = None
     progress: float | None = None
     teacher: Float[Tensor, "b k ..."] | None = None
+    mixed: Mixed | None = None
 
 
 @dataclass(frozen=True, eq=False)

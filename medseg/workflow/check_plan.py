@@ -43,6 +43,7 @@ def check_plan(plan: Plan) -> tuple[str, ...]:
 
 def _steps(plan: Plan) -> Iterator[tuple[str, Step | Network | LossTerm | Adversary, Table]]:
     from medseg.augment.chain import AUGMENT
+    from medseg.augment.mixup import MIXING
     from medseg.losses.build import LOSSES, WHOLE_LOSSES
     from medseg.networks.build import BACKBONES, HEADS
     from medseg.networks.critics import CRITICS
@@ -61,7 +62,7 @@ def _steps(plan: Plan) -> Iterator[tuple[str, Step | Network | LossTerm | Advers
         ("preprocess.intensity", plan.preprocess.intensity, INTENSITY),
         ("network.heads", plan.network.heads, HEADS),
         ("training.losses", plan.training.losses, {**LOSSES, **WHOLE_LOSSES}),
-        ("training.augment", plan.training.augment, AUGMENT),
+        ("training.augment", plan.training.augment, {**AUGMENT, **MIXING}),
         ("postprocess", plan.postprocess, CLEAN),
     )
     for where, steps, table in lists:

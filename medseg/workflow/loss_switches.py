@@ -59,6 +59,13 @@ def overlap_twice(plan: Plan) -> Iterator[Fight]:
         yield Fight("training.losses", f"{' and '.join(names)} would count the overlap twice", hint)
 
 
+def edges_twice(plan: Plan) -> Iterator[Fight]:
+    """Two terms that compare the same edges."""
+    if _terms(plan, "gg_net") and _terms(plan, "boundary"):
+        what = "gg_net holds the edges that boundary would count again"
+        yield Fight("training.losses", what, "keep gg_net, whose option edge_weight is the weight of its edges")
+
+
 def cross_entropy_twice(plan: Plan) -> Iterator[Fight]:
     """Two terms that average the cross-entropy of all voxels."""
     names = [term.use for term in plan.training.losses if _measures(term, _ENTROPY, "ce_weight")]
@@ -97,6 +104,7 @@ LOSS_FIGHTS: tuple[Rule, ...] = (
     ohem_and_pixel_weights,
     ohem_that_keeps_all,
     overlap_twice,
+    edges_twice,
     cross_entropy_twice,
     class_weights_that_do_not_fit,
     classes_that_do_not_exist,

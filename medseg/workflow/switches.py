@@ -65,6 +65,15 @@ def points_without_names(plan: Plan) -> Iterator[Fight]:
             yield Fight(f"network.heads[{number}].options.points", what, "make both the same")
 
 
+def heads_twice(plan: Plan) -> Iterator[Fight]:
+    """Two heads that return the same."""
+    for group in (("dsnt", "heatmap"), ("segmentation",), ("distance",), ("boundary",)):
+        places = [number for number, step in enumerate(plan.network.heads) if step.use in group]
+        if len(places) > 1:
+            found = "the points" if len(group) > 1 else f"what {group[0]} returns"
+            yield Fight(f"network.heads[{places[1]}]", f"two heads would both give {found}", "keep one of them")
+
+
 def batch_norm_of_one_sample(plan: Plan) -> Iterator[Fight]:
     """Batch norm learns with the statistics of one scan and predicts with those of all."""
     name = _batch_norm(plan)
@@ -107,6 +116,24 @@ def focus_without_effect(plan: Plan) -> Iterator[Fight]:
         yield Fight("sampling.focus", what, "set foreground_fraction to 0.33, or use uniform_classes")
 
 
+def mixing_with_what_needs_hard_labels(plan: Plan) -> Iterator[Fight]:
+    """Mixed samples have soft labels, which few losses take."""
+    from medseg.augment.mixup import MIXING
+    from medseg.losses.build import SOFT_LOSSES
+
+    names = [step.use for step in plan.training.augment if step.use in MIXING]
+    if not names:
+        return
+    if plan.sampling.batch < 2:
+        yield Fight("sampling.batch", f"{names[0]} mixes the samples of a batch, and there is one", "use 2 or more")
+    hard = [term.use for term in plan.training.losses if term.use not in SOFT_LOSSES]
+    hard += ["the critic"] if plan.training.adversary is not None else []
+    hard += [f"the sampler {plan.sampling.focus.use}"] if plan.sampling.focus.use != "uniform_classes" else []
+    if hard:
+        what = f"{names[0]} makes soft labels, and {', '.join(hard)} cannot learn from them"
+        yield Fight("training.augment", what, f"leave {names[0]} out, or use {', '.join(sorted(SOFT_LOSSES))} alone")
+
+
 def mirrored_sides(plan: Plan) -> Iterator[Fight]:
     """Mirroring between left and right without exchanging the names that say so."""
     axis = side_axis(plan.preprocess.orientation) if plan.network.topology.ndim == 3 else None
@@ -135,6 +162,8 @@ FIGHTS: tuple[Rule, ...] = (
     points_without_names,
     batch_norm_of_one_sample,
     focus_without_effect,
+    heads_twice,
+    mixing_with_what_needs_hard_labels,
     mirrored_sides,
 )
 DOUBTS: tuple[Rule, ...] = (batch_norm_of_few_samples, repvgg_without_its_norm, deep_supervision_of_one_scale)
@@ -144,8 +173,8 @@ _MAKERS: Mapping[str, frozenset[str]] = {
     "dsnt": frozenset({"dsnt"}),
     "heatmap": frozenset({"heatmap"}),
     "distance": frozenset({"distance"}),
-    "boundary": frozenset({"boundary", "gg_net"}),
-    "gg_net": frozenset({"boundary", "gg_net"}),
+    "boundary": frozenset({"boundary"}),
+    "gg_net": frozenset({"boundary"}),
     "side": frozenset({"cascade"}),
     "object_boundary": frozenset({"object_boundary"}),
 }

@@ -50,6 +50,13 @@ def focused(use: str, *, foreground_fraction: float = 0.33, **changes: object) -
     return replace(plan, sampling=sampling, **changes)  # type: ignore[arg-type]
 
 
+def mixing(
+    *terms: LossTerm, samples: int = 2, focus: str = "uniform_classes", adversary: Adversary | None = None
+) -> Plan:
+    plan = tiny_plan(augment=(Step("mixup"),), losses=terms or (LossTerm(1.0, "dice_ce"),), adversary=adversary)
+    return replace(plan, sampling=replace(plan.sampling, batch=samples, focus=Step(focus)))
+
+
 def mirrored(*steps: Step, orientation: str = "LPS", inference: Inference | None = None) -> Plan:
     plan = tiny_plan(labels=KIDNEYS, augment=steps)
     changed = replace(plan, preprocess=replace(plan.preprocess, orientation=orientation))
@@ -148,6 +155,38 @@ ROWS = [
         "landmarks only",
         focused("dynamic", labels=Labels(()), landmarks=LANDMARKS),
     ),
+    (
+        "edges_twice",
+        "training.losses",
+        "count again",
+        network(
+            Step("segmentation"),
+            Step("boundary"),
+            losses=(LossTerm(1.0, "dice_ce"), LossTerm(1.0, "gg_net"), LossTerm(1.0, "boundary")),
+        ),
+    ),
+    (
+        "heads_twice",
+        "network.heads[2]",
+        "the points",
+        network(
+            Step("segmentation"),
+            DSNT,
+            Step("heatmap", {"points": 2}),
+            landmarks=LANDMARKS,
+            losses=(LossTerm(1.0, "dice_ce"), LossTerm(1.0, "dsnt"), LossTerm(1.0, "heatmap")),
+        ),
+    ),
+    ("heads_twice", "network.heads[1]", "segmentation", network(Step("segmentation"), Step("segmentation"))),
+    ("mixing_with_what_needs_hard_labels", "sampling.batch", "there is one", mixing(samples=1)),
+    (
+        "mixing_with_what_needs_hard_labels",
+        "training.augment",
+        "focal",
+        mixing(LossTerm(1.0, "dice"), LossTerm(1.0, "focal")),
+    ),
+    ("mixing_with_what_needs_hard_labels", "training.augment", "the critic", mixing(adversary=Adversary("segan"))),
+    ("mixing_with_what_needs_hard_labels", "training.augment", "the sampler dynamic", mixing(focus="dynamic")),
     ("mirrored_sides", "training.augment[1].options", "kidney_left", mirrored(Step("noise"), Step("mirror"))),
     (
         "mirrored_sides",
@@ -207,6 +246,11 @@ PEACE = {
     "batch norm": batch(2, norm="batch"),
     "instance norm": batch(1),
     "focus": focused("dice_driven"),
+    "mixing": mixing(),
+    "mixing with other soft losses": mixing(LossTerm(1.0, "tversky"), LossTerm(1.0, "cross_entropy")),
+    "edges": network(
+        Step("segmentation"), Step("boundary"), losses=(LossTerm(1.0, "dice_ce"), LossTerm(1.0, "gg_net"))
+    ),
     "focus on cases": focused("dynamic", foreground_fraction=0.0),
     "switchable without batch norm": batch(1, norm="switchable_no_bn"),
     "mirroring another axis": mirrored(Step("mirror", {"axes": [0, 1]}), inference=Inference(mirror_axes=(0, 1))),
