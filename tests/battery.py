@@ -22,6 +22,7 @@ PATCHES = {"2d": (1, 24, 32), "3d": (16, 16, 16), "anisotropic": (6, 24, 16)}
 SPACINGS = {"2d": (1.0, 1.0, 1.0), "3d": (1.0, 1.0, 1.0), "anisotropic": (2.0, 1.0, 1.0)}
 SHAPES = tuple(PATCHES)
 HEAD_OPTIONS = {"dsnt": {"points": POINTS}, "heatmap": {"points": POINTS}}
+SMALLER = {"swin_unetr": {"depths": [1, 1, 1, 1], "window": 4}, "unetr": {"hidden": 48, "heads": 4, "places": 2}}
 NEEDS = {"side": "cascade", "object_boundary": "object_boundary"}  # losses of what one backbone alone returns
 
 
@@ -36,7 +37,7 @@ class Entry:
     losses: tuple[LossTerm, ...] = (LossTerm(1.0, "dice_ce"),)
 
     def __str__(self):
-        return f"{self.table}-{self.name}-{self.network.topology.ndim}d-{'x'.join(map(str, self.patch))}"
+        return f"{self.table}-{self.name}-{'x'.join(map(str, self.patch))}"
 
     def build(self, *, seed=0):
         torch.manual_seed(seed)
@@ -71,7 +72,17 @@ def backbones(shape, *, base=None):
             made, patch = topology(preset, shape, base=base)
             heads = (head("segmentation"), *preset.heads)
             terms = [HEAD_LOSSES[step.use] for step in heads if step.use in HEAD_LOSSES]
-            yield Entry("backbone", name, Network(name, made, heads, preset.options), patch, (*terms, *preset.losses))
+            options = {**preset.options, **SMALLER.get(name, {})}
+            yield Entry("backbone", name, Network(name, made, heads, options), patch, (*terms, *preset.losses))
+
+
+def joint(shape, *, base=None):
+    """Every backbone with all heads that go together."""
+    for entry in backbones(shape, base=base):
+        own = {step.use for step in entry.network.heads}
+        more = [head(name) for name in ("boundary", "distance", "dsnt") if name not in own]
+        network = replace(entry.network, heads=(*entry.network.heads, *more))
+        yield replace(entry, network=network, losses=(*entry.losses, *(HEAD_LOSSES[step.use] for step in more)))
 
 
 def blocks(shape, *, base=None):
@@ -94,7 +105,7 @@ def heads(shape, *, base=None):
 
 def losses(shape, *, base=None):
     """Every loss with the network that returns what it looks at."""
-    homes = {term.use: use for use, term in HEAD_LOSSES.items()}
+    homes = {"boundary": "boundary", **{term.use: use for use, term in HEAD_LOSSES.items()}}
     for name in {**LOSSES, **WHOLE_LOSSES}:
         backbone = NEEDS.get(name, "unet")
         made, patch = topology(PRESETS[backbone], shape, base=base)

@@ -86,6 +86,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "object_boundary": Preset("object_boundary", losses=(LossTerm(1.0, "object_boundary"),)),
         "segresnet": Preset("segresnet", blocks=(1, 2, 2, 4), stages=4, rigid=True),
         "swin_unetr": Preset("swin_unetr", bases=(12, 24, 48), stages=6, rigid=True),
+        "unetr": Preset("unetr", bases=(8, 16), stages=5, rigid=True),
         "unpool_unet": Preset("unpool_unet"),
         "vnet": Preset("vnet", blocks=(1, 2, 3), bases=(8, 16), max_channels_2d=256, max_channels_3d=256, stages=5),
     }

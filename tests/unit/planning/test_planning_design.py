@@ -1,0 +1,116 @@
+from dataclasses import replace
+
+import pytest
+from toy_fingerprints import alike, feature_bytes
+
+from medseg.errors import PlanError
+from medseg.networks.build import BACKBONES, HEADS
+from medseg.planning.design import HEAD_LOSSES, Wishes, design, read_options
+from medseg.planning.planner import make_plans
+from medseg.planning.presets import PRESETS
+from medseg.types.labels import Labels
+from medseg.types.plan import Budget
+from medseg.workflow.networks import list_networks
+
+SCANS = alike((36, 50, 35), (1.0, 1.0, 1.0), 20)
+JOINT = replace(SCANS, landmarks=("menton", "nasion"))
+POINTS = replace(JOINT, labels=Labels(()))
+
+
+def family(fingerprint=SCANS, preset="unet", heads=(), **options):
+    return design(fingerprint, preset, Wishes(options, tuple(heads))).value
+
+
+def uses(steps):
+    return [step.use for step in steps]
+
+
+def test_typed_options():
+    words = ["attention=cbam", "dropout=0.1", "blocks=2", "deep=true", "cap=null", "pool=[1, 2]", "name=a=b"]
+    expected = {"attention": "cbam", "dropout": 0.1, "blocks": 2, "deep": True, "cap": None, "pool": [1, 2]}
+    assert read_options(words) == {**expected, "name": "a=b"}
+
+
+@pytest.mark.parametrize("words", [["cbam"], ["=1"], ["a=1", "a=2"], ['a={"b": 1}'], ["a=[[1]]"]])
+def test_what_is_no_option_is_refused(words):
+    with pytest.raises(PlanError, match="--option"):
+        read_options(words)
+
+
+def test_every_backbone_has_a_preset_and_every_head_a_loss():
+    assert {preset.backbone for preset in PRESETS.values()} == set(BACKBONES)
+    assert set(HEAD_LOSSES) == set(HEADS)
+
+
+def test_presets_and_the_list_agree_about_dimensions():
+    listed = {part.name: part.dimensions for part in list_networks("backbone")}
+    assert {preset.backbone: preset.dimensions for preset in PRESETS.values()} == listed
+
+
+def test_labels_are_segmented_and_landmarks_found():
+    assert uses(family().heads) == ["segmentation"] and uses(family().losses) == ["dice_ce"]
+    joint = family(JOINT)
+    assert uses(joint.heads) == ["segmentation", "dsnt"] and uses(joint.losses) == ["dice_ce", "dsnt"]
+    assert joint.heads[1].options == {"points": 2}
+    assert uses(family(POINTS).heads) == ["dsnt"] and uses(family(POINTS).losses) == ["dsnt"]
+
+
+def test_heat_maps_take_the_place_of_dsnt():
+    assert uses(family(POINTS, heads=["heatmap"]).heads) == ["heatmap"]
+    assert uses(family(POINTS, heads=["heatmap"]).losses) == ["heatmap"]
+    with pytest.raises(PlanError, match="find the same points"):
+        family(POINTS, heads=["heatmap", "dsnt"])
+    with pytest.raises(PlanError, match="no landmarks for the head"):
+        family(SCANS, heads=["dsnt"])
+
+
+def test_the_global_guidance_network_brings_its_boundary_modules():
+    assert uses(family(preset="gg_net").heads) == ["segmentation", "boundary"]
+    assert uses(family(preset="gg_net").losses) == ["dice_ce", "gg_net"]
+    assert uses(family(POINTS, preset="gg_net").heads) == ["dsnt"]
+    assert uses(family(heads=["boundary"]).losses) == ["dice_ce", "gg_net"]
+
+
+def test_options_reach_the_part_they_name():
+    made = family(JOINT, attention="cbam", **{"dsnt.scale": 2, "loss.dsnt.unit": "mm"})
+    assert made.options == {"attention": "cbam"}
+    assert made.heads[1].options == {"points": 2, "scale": 2} and made.losses[1].options == {"unit": "mm"}
+    with pytest.raises(PlanError, match='the plan has no "boundary"'):
+        family(SCANS, **{"boundary.edge": "outer"})
+    with pytest.raises(PlanError, match="unknown preset"):
+        family(SCANS, preset="u2net")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"attention": "cbma"}, "unknown attention"),
+        ({"colour": 3}, "no option colour"),
+        ({"dropout": "much"}, "dropout"),
+    ],
+)
+def test_wrong_options_are_found_when_planning(options, said):
+    small = alike((16, 20, 16), (1.0, 1.0, 1.0), 3)
+    with pytest.raises(PlanError, match=said):
+        make_plans(small, Budget(4.0), "unet", wishes=Wishes(options))
+
+
+def test_networks_of_one_dimension_leave_the_others_out():
+    quick = {"estimate": feature_bytes, "prediction_bytes": lambda plan, scan: 1}
+    (flat,) = make_plans(SCANS, Budget(8.0), "bisenet", **quick)
+    assert flat.name == "toy-2d"
+    assert flat.reasons["left_out.3d_fullres"] == "bisenet is a network for 2D, this takes 3D"
+    (thick,) = make_plans(SCANS, Budget(8.0), "direction_fused", **quick)
+    assert thick.name == "toy-3d_fullres"
+    pictures = alike((1, 50, 60), (1.0, 1.0, 1.0), 20, ndim=2)
+    with pytest.raises(PlanError, match="direction_fused is a network for 3D"):
+        make_plans(pictures, Budget(8.0), "direction_fused", **quick)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_preset_plans_a_patch_that_its_network_divides(preset):
+    quick = {"estimate": feature_bytes, "prediction_bytes": lambda plan, scan: 1}
+    for plan in make_plans(SCANS, Budget(24.0), preset, **quick):
+        divisor = plan.network.topology.divisor()
+        assert all(n % d == 0 for n, d in zip(plan.sampling.patch, divisor, strict=True))
+        assert plan.network.use == PRESETS[preset].backbone and plan.network.topology.spacing_mm == (1.0, 1.0, 1.0)
