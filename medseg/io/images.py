@@ -23,7 +23,7 @@ from medseg.types.labels import Labels
 _NIFTI = (".nii.gz", ".nii")
 _PAIR = (".hdr.gz", ".hdr")
 _ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
-_RASTER = (".png", ".tif", ".tiff", ".bmp")
+_RASTER = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 SUFFIXES = (*_NIFTI, *_PAIR, *_ITK, *_RASTER)
 _DICOM = (".dcm", ".dicom", ".ima")
 
@@ -146,6 +146,8 @@ def read_labels(path: Path, labels: Labels, image: Image | None = None) -> Label
     if is_named(path):
         return read_named_labels(path, labels, image)
     image = _read_path(path, stored_values=True)
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        raise ImageError("is a JPEG file, which cannot hold labels", where=path, hint="save label maps as PNG")
     array = image.array
     if len(array) == 3 and same_channels(array):
         array = array[:1]

@@ -16,7 +16,16 @@ from medseg.types.result import Prediction, Provenance
 Format = Literal["nii.gz", "nrrd", "mha", "png", "seg.nrrd", "dicom-seg", "rtstruct", "gif"]
 SegKind = Literal["binary", "labelmap"]
 _SUFFIX = {"dicom-seg": "seg.dcm", "rtstruct": "rtstruct.dcm"}  # of the others it is their own name
-_LIKE = {".mha": "mha", ".mhd": "mha", ".nrrd": "nrrd", ".nhdr": "nrrd", ".png": "png", ".bmp": "png"}
+_LIKE = {
+    ".mha": "mha",
+    ".mhd": "mha",
+    ".nrrd": "nrrd",
+    ".nhdr": "nrrd",
+    ".png": "png",
+    ".bmp": "png",
+    ".jpg": "png",
+    ".jpeg": "png",
+}
 _NEED_DICOM = ("dicom-seg", "rtstruct")
 
 

@@ -5,8 +5,10 @@ import tifffile
 from PIL import Image as Picture
 
 from medseg.errors import ImageError
+from medseg.io.images import read_image, read_labels
 from medseg.io.raster import read_raster, write_raster
 from medseg.types.geometry import Geometry
+from medseg.types.labels import Label, Labels
 
 GREY = (np.arange(12 * 17).reshape(12, 17) % 251).astype(np.uint8)
 RGB = np.stack([GREY, GREY[::-1], GREY[:, ::-1]], axis=-1)
@@ -191,3 +193,14 @@ def test_animations_and_unlike_pages_are_refused(tmp_path):
         file.write(GREY[:5], metadata=None)
     with pytest.raises(ImageError, match="2 unlike images"):
         read_raster(tmp_path / "u.tif")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "b.JPEG"])
+def test_a_jpeg_is_a_scan_with_a_warning_and_never_a_label_map(tmp_path, name):
+    path = tmp_path / name
+    Picture.fromarray(GREY).save(path, format="JPEG", quality=95)
+    image = read_image([path])
+    assert np.abs(image.array[0, 0].astype(int) - GREY).mean() < 3
+    assert any("approximate" in warning for warning in image.warnings)
+    with pytest.raises(ImageError, match="cannot hold labels"):
+        read_labels(path, Labels((Label("a", (1,)),)))
