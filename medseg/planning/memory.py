@@ -1,5 +1,6 @@
 """Bytes of memory a training step or a prediction needs, without running it."""
 
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def estimate_prediction(plan: Plan, scan: Geometry) -> int:
     The sum of what lives at once: the scan as read (float32 per channel), the prepared image (float32, on the
     plan's spacing, twice while it is resampled), a ring of score slabs (float32, outputs x (patch + stride of the
     windows) x y x x; an upper bound, because prediction may advance along a cheaper axis), two native slabs of scores
-    per class in flight, and the native labels (uint16).
+    per class in flight, the native labels (uint16), and a heat map of the patch per landmark (float32, twice).
     """
     channels, outputs = len(plan.channels), plan.labels.outputs()
     wanted = plan.preprocess.spacing_mm
@@ -125,7 +126,8 @@ def estimate_prediction(plan: Plan, scan: Geometry) -> int:
     native = scan.shape[0] * scan.shape[1] * scan.shape[2]
     ring = min(z, round(patch[0] * (2 - plan.inference.overlap)) + 1)
     slabs = 2 * outputs * scan.shape[1] * scan.shape[2]
-    return 4 * (channels * native + 2 * channels * z * y * x + outputs * ring * y * x + slabs) + 2 * native
+    maps = 2 * len(plan.landmarks) * math.prod(patch)
+    return 4 * (channels * native + 2 * channels * z * y * x + outputs * ring * y * x + slabs + maps) + 2 * native
 
 
 @dataclass(frozen=True)
