@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from medseg.errors import PlanError
-from medseg.networks.blocks.activations import ActKind, activation, pieces
+from medseg.networks.blocks.activations import ActKind, acted, activation, pieces
 from medseg.networks.blocks.attention import after_stage, on_skip
 from medseg.networks.blocks.conv import ConvNormAct, Style, conv, initialise, up_conv
 from medseg.networks.blocks.down import down_conv
@@ -99,7 +99,7 @@ class ResidualStage(nn.Module):
         self.act = activation(style.act, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.layers(x) + self.project(x))  # type: ignore[no-any-return]
+        return acted(self.act, self.layers(x) + self.project(x))
 
 
 def _down(inputs: int, outputs: int, stride: Sequence[int], style: Style) -> nn.Module:

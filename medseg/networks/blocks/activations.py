@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medseg.networks.blocks.norm_act import recomputed
+from medseg.networks.blocks.norm_act import compute_again, recomputed
 
 ActKind = Literal[
     "leaky_relu", "relu", "silu", "swish", "mish", "gelu", "elu", "prelu", "sigmoid", "tanh", "softplus", "maxout"
@@ -40,6 +40,13 @@ class Activation(nn.Module):
         return self.act
 
 
+class PRelu(nn.PReLU):
+    """Leaky ReLU with a learnt slope (He 2015), which follows the precision of its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.prelu(input, self.weight.to(input.dtype))
+
+
 class Swish(nn.Module):
     """x * sigmoid(beta x) with a learnt beta per channel that starts at 1 (Ramachandran 2017); silu keeps it at 1."""
 
@@ -48,7 +55,7 @@ class Swish(nn.Module):
         self.beta = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(self.beta.view(-1, *(1,) * (x.dim() - 2)) * x)
+        return x * torch.sigmoid(self.beta.to(x.dtype).view(-1, *(1,) * (x.dim() - 2)) * x)
 
 
 class Maxout(nn.Module):
@@ -78,12 +85,12 @@ class ChannelMaxout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = (-1, *(1,) * (x.dim() - 2))
-        lines = [torch.addcmul(b.view(size), x, a.view(size)) for a, b in zip(self.slope, self.shift, strict=True)]
-        return torch.maximum(*lines)
+        slope, shift = self.slope.to(x.dtype), self.shift.to(x.dtype)
+        return torch.maximum(*(torch.addcmul(b.view(size), x, a.view(size)) for a, b in zip(slope, shift, strict=True)))
 
 
 # Those with weights: function from channels to module.
-_LEARNT: Mapping[str, Callable[[int], nn.Module]] = {"prelu": nn.PReLU, "swish": Swish, "maxout": ChannelMaxout}
+_LEARNT: Mapping[str, Callable[[int], nn.Module]] = {"prelu": PRelu, "swish": Swish, "maxout": ChannelMaxout}
 ACTS = (*SLOPES, *_PLAIN, *_LEARNT)
 
 
@@ -91,6 +98,13 @@ def activation(act: str, channels: int) -> nn.Module:
     """The activation named `act` for tensors (b, channels, *s), which keep their shape."""
     learnt = _LEARNT.get(act)
     return learnt(channels) if learnt else Activation(act)
+
+
+def acted(activation: nn.Module, x: Tensor) -> Tensor:
+    """The activation of `x`; consumers compute it again from `x`, unless it may work in place."""
+    if isinstance(activation, Activation) and activation.act in SLOPES:
+        return activation(x)  # type: ignore[no-any-return]
+    return compute_again(activation, x)
 
 
 def pieces(act: str) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from medseg.errors import PlanError
-from medseg.networks.blocks.activations import ACTS, SLOPES, ActKind, after_conv, pieces
+from medseg.networks.blocks.activations import ACTS, SLOPES, ActKind, acted, after_conv, pieces
 from medseg.networks.blocks.drop import channel_dropout, check_chance
 from medseg.networks.blocks.norm_act import instance_norm_act, keep_recipe, recomputed
 from medseg.networks.blocks.norms import NORMS, BatchNorm, InstanceNorm, NoNorm, NormKind, fold
@@ -80,7 +80,7 @@ class ConvNormAct(nn.Module):
             x = instance_norm_act(x, self.norm.weight, self.norm.bias, eps=self.norm.eps, slope=self.slope)
         else:
             x = self.norm(x)
-            x = x if self.act is None else self.act(x)
+            x = x if self.act is None else acted(self.act, x)
         return x if self.drop is None else self.drop(x)
 
     def fuse(self) -> nn.Module:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from medseg.networks.blocks.conv import conv
 from medseg.networks.blocks.down import down_conv
-from medseg.networks.blocks.norm_act import recompute_with
+from medseg.networks.blocks.norm_act import compute_again
 from medseg.networks.blocks.norms import ChannelLayerNorm
 
 
@@ -29,17 +29,8 @@ class ConvNextBlock(nn.Module):
         self.scale = nn.Parameter(torch.full((channels, *ones), scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.narrow(gelu(self.widen(self.norm(self.depthwise(x)))))
+        y: Tensor = self.narrow(compute_again(F.gelu, self.widen(self.norm(self.depthwise(x)))))
         return x + self.scale * y
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU (Hendrycks 2016) that a convolution after it computes again instead of keeping."""
-    y = F.gelu(x)
-    if torch.is_grad_enabled() and y.requires_grad:
-        kept = x.detach()
-        recompute_with(y, lambda: F.gelu(kept))
-    return y
 
 
 def patchify(inputs: int, outputs: int, stride: Sequence[int]) -> nn.Module:

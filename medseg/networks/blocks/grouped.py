@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medseg.networks.blocks.activations import activation
+from medseg.networks.blocks.activations import acted, activation
 from medseg.networks.blocks.conv import ConvNormAct, Style
 
 
@@ -40,7 +40,7 @@ class Bottleneck(nn.Module):
         self.act = activation(style.act, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.layers(x) + self.shortcut(x))  # type: ignore[no-any-return]
+        return acted(self.act, self.layers(x) + self.shortcut(x))
 
 
 class GroupedResidualBlock(nn.Module):
@@ -79,4 +79,4 @@ class GroupedResidualBlock(nn.Module):
         if max(self.stride) > 1:
             pool = F.avg_pool2d if len(self.stride) == 2 else F.avg_pool3d
             skip = pool(x, self.stride, self.stride)
-        return self.act(self.layers(x) + self.shortcut(skip))  # type: ignore[no-any-return]
+        return acted(self.act, self.layers(x) + self.shortcut(skip))

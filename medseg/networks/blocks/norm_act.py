@@ -50,6 +50,20 @@ def concatenate(first: Tensor, second: Tensor) -> Tensor:
     return joined
 
 
+def compute_again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function(x)` that its consumers compute again from `x` instead of keeping it; must not work in place."""
+    y = function(x)
+    if torch.is_grad_enabled() and y.requires_grad and not torch.compiler.is_compiling():
+        kept = x.detach()
+
+        def again() -> Tensor:
+            with torch.no_grad():
+                return function(kept)
+
+        recompute_with(y, again)
+    return y
+
+
 def _recipe(x: Tensor) -> Callable[[], Tensor]:
     kept = x.detach()
     return recomputed(x) or (lambda: kept)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg.networks.blocks.conv import conv
-from medseg.networks.blocks.convnext import gelu
+from medseg.networks.blocks.norm_act import compute_again
 
 
 class PoolMixer(nn.Module):
@@ -45,5 +45,5 @@ class PoolFormerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.scales[0] * self.mixer(self.norms[0](x))
-        y: Tensor = self.scales[1] * self.narrow(gelu(self.widen(self.norms[1](x))))
+        y: Tensor = self.scales[1] * self.narrow(compute_again(F.gelu, self.widen(self.norms[1](x))))
         return x + y

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medseg.networks.blocks.activations import activation
+from medseg.networks.blocks.activations import acted, activation
 from medseg.networks.blocks.conv import ConvNormAct, Style, conv, start_at_zero
 from medseg.networks.blocks.drop import DropPath
 
@@ -38,4 +38,4 @@ class ResidualBlock(nn.Module):
             skip = pool(x, self.stride, self.stride)
         if self.project is not None:
             skip = self.project(skip)
-        return self.act(self.path(self.second(self.first(x))) + skip)  # type: ignore[no-any-return]
+        return acted(self.act, self.path(self.second(self.first(x))) + skip)

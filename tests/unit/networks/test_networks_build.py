@@ -146,7 +146,7 @@ def test_a_new_residual_encoder_is_its_skips_whatever_the_norm(norm: str, act: s
 @pytest.mark.parametrize(
     ("use", "options", "says"),
     [
-        ("fnet", {}, "resenc_unet, unet"),
+        ("fnet", {}, "resenc_unet, "),
         ("unet", {"depth": 3}, "no option depth"),
         ("unet", {"norm": "weight"}, "instance, group, batch"),
         ("unet", {"act": "step"}, "leaky_relu"),
