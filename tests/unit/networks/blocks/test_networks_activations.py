@@ -47,6 +47,14 @@ def test_values_of_a_new_activation(act: str) -> None:
 
 
 @pytest.mark.parametrize("act", ACTS)
+def test_half_precision_stays_half(act: str) -> None:
+    x = torch.linspace(-3, 3, 8).view(1, 2, 2, 2)
+    rough = activation(act, 2)(x.bfloat16())
+    assert rough.dtype == torch.bfloat16
+    torch.testing.assert_close(rough.float(), activation(act, 2)(x.clone()), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("act", ACTS)
 def test_gradients_are_the_derivatives(act: str) -> None:
     x = torch.tensor([-1.3, -0.2, 0.4, 1.7], dtype=torch.float64).view(1, 2, 2, 1).requires_grad_()
     module = activation(act, 2).double()
