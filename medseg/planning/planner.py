@@ -95,9 +95,10 @@ def _assemble(
     intensity = decisions.intensity_steps(fingerprint)
     mirror = mirroring(fingerprint)
     mirrored = mirror.value.within(fit.ndim)
-    ultrasound = any(decisions.modality(name) == "us" for name in fingerprint.channels)
+    kinds = {decisions.modality(name) for name in fingerprint.channels}
+    modality = next((kind for kind in ("us", "cbct") if kind in kinds), None)
     augment = presets.augmentation(
-        found.sampling.patch, mirrored.step(fingerprint), ultrasound=ultrasound, whole=fit.whole is not None
+        found.sampling.patch, mirrored.step(fingerprint), modality=modality, whole=fit.whole is not None
     )
     steps = found.steps or presets.MAX_STEPS
     dice = decisions.batch_dice(fingerprint.labels, config=config, has_lowres=lowres, whole=fit.whole is not None)
@@ -107,7 +108,7 @@ def _assemble(
         name=f"{fingerprint.dataset}-{config}",
         channels=fingerprint.channels,
         labels=fingerprint.labels,
-        preprocess=Preprocess(spacing.value, intensity.value, orient.value, crop.value),
+        preprocess=Preprocess(spacing.value, intensity.value, orient.value, crop.value, unit=fingerprint.unit),
         network=found.network,
         sampling=found.sampling,
         training=training(steps, budget, losses.value, augment=augment.value),

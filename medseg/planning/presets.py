@@ -139,15 +139,43 @@ def epochs(steps: int) -> tuple[int, int]:
     return max(1, steps), 1
 
 
+# What the machine does to its pictures, beyond what every scan gets; no chance was tuned on data.
+MACHINES: Mapping[str, tuple[str, tuple[Step, ...]]] = MappingProxyType(
+    {
+        "us": (
+            "speckle, time gain, attenuation and shadows of ultrasound",
+            (
+                Step("speckle"),
+                Step("time_gain", {"p": 0.15}),
+                Step("attenuation", {"p": 0.15}),
+                Step("shadow", {"p": 0.1}),
+            ),
+        ),
+        "cbct": (
+            "metal streaks, cupping, rings, drifting values and a cut field of view of cone-beam CT",
+            (
+                Step("metal_streak", {"p": 0.1}),
+                Step("cupping", {"p": 0.15}),
+                Step("ring", {"p": 0.1}),
+                Step("offset", {"p": 0.15}),
+                Step("truncation", {"p": 0.05}),
+            ),
+        ),
+    }
+)
+
+
 def augmentation(
-    patch: tuple[int, int, int], mirror: Step | None, *, ultrasound: bool, whole: bool = False
+    patch: tuple[int, int, int], mirror: Step | None, *, modality: str | None = None, whole: bool = False
 ) -> Decision[tuple[Step, ...]]:
     """Augmentation steps in order, with the published ranges (Isensee 2021).
 
     Where the patch is more than 3 times larger in plane than across, rotation and zoom stay in the plane. Long 2D
-    patches (aspect above 1.5) rotate little, because turned ones would leave the scan. Ultrasound gets speckle. A
-    patch that is the `whole` scan, in which landmarks are looked for, keeps its way up and about its size.
+    patches (aspect above 1.5) rotate little, because turned ones would leave the scan. Ultrasound ("us") and cone-beam
+    CT ("cbct") get what their machines do to pictures. A patch that is the `whole` scan, in which landmarks are looked
+    for, keeps its way up and about its size.
     """
+    ultrasound, (machine, own) = modality == "us", MACHINES.get(modality or "", ("", ()))
     in_plane = patch[0] > 1 and max(patch) / patch[0] > 3
     aspect = max(patch[1:]) / min(patch[1:])
     flat = patch[0] == 1
@@ -158,7 +186,7 @@ def augmentation(
     affine: dict[str, Option] = {"p": 0.5 if whole else 0.2, "degrees": degrees, **zoom, **plane}
     steps = [Step("affine", affine), Step("noise"), Step("blur"), Step("brightness"), Step("contrast")]
     steps += [Step("low_resolution", plane), Step("gamma", {"p": 0.1, "invert": True}), Step("gamma", {"p": 0.3})]
-    steps += [Step("speckle")] if ultrasound else []
+    steps += own
     steps += [mirror] if mirror else []
     said = f"rotation up to {degrees:.0f} degrees" + (" in plane" if in_plane else "")
     said += ", upright as the probe" if ultrasound and flat else ""
@@ -169,4 +197,4 @@ def augmentation(
         if isinstance(axes, list)
         else ", never mirrored"
     )
-    return Decision(tuple(steps), said + (", speckle of ultrasound" if ultrasound else ""))
+    return Decision(tuple(steps), said + (f", {machine}" if machine else ""))

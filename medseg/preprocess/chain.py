@@ -37,9 +37,7 @@ def prepare_image(image: Image, plan: Preprocess, *, coarse_order: int = 1) -> I
             where=", ".join(image.channels),
             hint="give one file per channel of the plan",
         )
-    if image.geometry.unit == "px" and any(spacing is not None for spacing in plan.spacing_mm):
-        hint = "say how large its pixels are: --spacing MM to predict, spacing_mm in dataset.json to train"
-        raise ImageError("states no spacing, and the model was made for scans in mm", hint=hint)
+    _check_unit(image, plan)
     rules = [
         resolve(step.use, INTENSITY, step.options, where=f"preprocess.intensity.{i}")
         for i, step in enumerate(plan.intensity)
@@ -84,3 +82,14 @@ def prepared_geometry(native: Geometry, plan: Preprocess, box: Box | None = None
 def prepare_labels(labels: LabelMap, like: Geometry, *, order: int = 1) -> LabelMap:
     """A label map on the grid `like` of a prepared image; see `resample_labels`."""
     return resample_labels(labels, like, order=order)
+
+
+def _check_unit(image: Image, plan: Preprocess) -> None:
+    """Refuse to resample millimetres as pixels, or pixels as millimetres."""
+    if image.geometry.unit == plan.unit or all(spacing is None for spacing in plan.spacing_mm):
+        return
+    if plan.unit == "mm":
+        hint = "say how large its pixels are: --spacing MM to predict, spacing_mm in dataset.json to train"
+        raise ImageError("states no spacing, and the model was made for scans in mm", hint=hint)
+    hint = "use pictures as the model was trained on, or plan and train with these"
+    raise ImageError("states its spacing in mm, and the model was made for pictures that state none", hint=hint)

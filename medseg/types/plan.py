@@ -77,7 +77,8 @@ class Preprocess:
 
     `orientation`: patient direction of the array axes x, y, z ("LPS", ...), or "stored" to leave axes alone.
     `spacing_mm`: (z, y, x) in that orientation; null keeps a scan's own spacing along the axis.
-    `intensity`: one rule per channel.
+    `intensity`: one rule per channel. `unit`: of the spacing; "px" where the pictures state none, so that a spacing of
+    2 takes every second pixel.
     """
 
     spacing_mm: tuple[float | None, float | None, float | None]
@@ -86,6 +87,7 @@ class Preprocess:
     crop: Literal["none", "nonzero"] = "none"
     image_order: Literal[0, 1, 3] = 3
     label_order: Literal[0, 1] = 1
+    unit: Literal["mm", "px"] = "mm"
 
 
 @dataclass(frozen=True)

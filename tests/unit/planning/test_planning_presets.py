@@ -36,7 +36,7 @@ def _uses(decision):
 
 
 def test_3d_augmentation_has_the_published_order_and_ranges():
-    decision = presets.augmentation((64, 64, 64), mirror(0, 2), ultrasound=False)
+    decision = presets.augmentation((64, 64, 64), mirror(0, 2))
     published = ["affine", "noise", "blur", "brightness", "contrast", "low_resolution", "gamma", "gamma", "mirror"]
     assert _uses(decision) == published
     assert decision.value[0].options == {"p": 0.2, "degrees": 30.0, "scale_low": 0.7, "scale_high": 1.4}
@@ -45,21 +45,28 @@ def test_3d_augmentation_has_the_published_order_and_ranges():
 
 
 def test_nothing_is_mirrored_where_no_axis_may_be():
-    decision = presets.augmentation((64, 64, 64), None, ultrasound=False)
+    decision = presets.augmentation((64, 64, 64), None)
     assert "mirror" not in _uses(decision) and "never mirrored" in decision.reason
 
 
 def test_flat_volumes_turn_in_the_plane_only():
-    options = {step.use: step.options for step in presets.augmentation((16, 64, 64), None, ultrasound=False).value}
+    options = {step.use: step.options for step in presets.augmentation((16, 64, 64), None).value}
     assert options["affine"]["in_plane"] is True and options["affine"]["degrees"] == 180.0
     assert options["low_resolution"] == {"in_plane": True}
 
 
 @pytest.mark.parametrize(("patch", "degrees"), [((1, 64, 64), 180.0), ((1, 64, 128), 15.0)])
 def test_long_2d_patches_turn_little(patch, degrees):
-    assert presets.augmentation(patch, None, ultrasound=False).value[0].options["degrees"] == degrees
+    assert presets.augmentation(patch, None).value[0].options["degrees"] == degrees
 
 
 def test_ultrasound_gets_speckle_and_stays_upright():
-    decision = presets.augmentation((1, 64, 64), mirror(2), ultrasound=True)
+    decision = presets.augmentation((1, 64, 64), mirror(2), modality="us")
     assert "speckle" in _uses(decision) and decision.value[0].options["degrees"] == 15.0
+
+
+def test_cone_beam_scans_get_what_their_machines_do_and_others_do_not():
+    own = {"metal_streak", "cupping", "ring", "offset", "truncation"}
+    decision = presets.augmentation((64, 64, 64), None, modality="cbct")
+    assert own <= set(_uses(decision)) and "metal streaks" in decision.reason
+    assert not own & set(_uses(presets.augmentation((64, 64, 64), None, modality="ct")))

@@ -152,3 +152,8 @@ def test_pixels_are_no_millimetres():
     with pytest.raises(ImageError, match=r"no spacing.*--spacing MM"):
         prepare_image(scan, plan)
     assert prepare_image(scan, replace(plan, spacing_mm=(None, None, None))).array.shape == (1, 1, 8, 8)
+    halved = replace(plan, spacing_mm=(None, 2.0, 2.0), unit="px")
+    assert prepare_image(scan, halved).array.shape == (1, 1, 4, 4)
+    measured = replace(scan, geometry=replace(scan.geometry, unit="mm"))
+    with pytest.raises(ImageError, match="pictures that state none"):
+        prepare_image(measured, halved)
