@@ -71,12 +71,15 @@ def build_loss(terms: Sequence[LossTerm], *, where: str = "training.losses") -> 
     A term is a function `(output, batch, *, options) -> Tensor`. Those in LOSSES, and terms of the user's own, see one
     decoder scale at a time: `output.logits[0]` and `batch.target` have one size, and `batch.spacing` is that scale's.
     Scales weigh 1, 1/2, 1/4 ...; where there are several the lowest weighs 0; the weights sum to 1 (Isensee 2021).
-    Those in WHOLE_LOSSES are called once, with everything. Raises PlanError for unknown names and options, and when
-    called for a term of logits without logits.
+    Those in WHOLE_LOSSES are called once, with everything. "dice_ce" is told as the two terms it is. Raises PlanError
+    for unknown names and options, and when called for a term of logits without logits.
     """
     if not terms:
         raise PlanError("there is no loss", where=where, hint="give at least one term")
     tables = {**LOSSES, **WHOLE_LOSSES}
+    for term in terms:
+        resolve(term.use, tables, term.options, where=where)
+    terms = [part for term in terms for part in _apart(term)]
     parts = [
         _Part(name, term.weight, resolve(term.use, tables, term.options, where=where), term.use in WHOLE_LOSSES)
         for name, term in zip(_names(terms), terms, strict=True)
@@ -119,6 +122,21 @@ class _Part:
         """The term in float32, before its weight, over all that it sees."""
         with torch.autocast(seen[0][2].image.device.type, enabled=False):
             return torch.stack([share * self.term(output, batch) for share, output, batch in seen]).sum()
+
+
+def _apart(term: LossTerm) -> list[LossTerm]:
+    """ "dice_ce" as Dice and cross-entropy, whose curves are read apart: Dice alone says little of convergence."""
+    if term.use != "dice_ce":
+        return [term]
+    options = dict(term.options)
+    shares = options.pop("dice_weight", 1.0), options.pop("ce_weight", 1.0)
+    options_of = {"dice": options, "cross_entropy": {}}
+    parts = [
+        LossTerm(term.weight * share, use, options_of[use])
+        for share, use in zip(shares, options_of, strict=True)
+        if isinstance(share, (int, float)) and share != 0
+    ]
+    return parts or [term]
 
 
 def _names(terms: Sequence[LossTerm]) -> list[str]:

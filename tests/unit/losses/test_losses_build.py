@@ -9,7 +9,7 @@ from torch import Tensor
 from medseg.errors import PlanError
 from medseg.losses import build
 from medseg.losses.build import at_scale, build_loss, scale_weights
-from medseg.losses.dice import cross_entropy, dice
+from medseg.losses.dice import cross_entropy, dice, dice_ce
 from medseg.types.plan import LossTerm
 from medseg.types.tensors import Batch, NetworkOutput
 
@@ -54,9 +54,29 @@ def test_targets_shrink_to_the_nearest_voxel_as_torch_does(size: tuple[int, ...]
 def test_only_the_total_carries_gradients() -> None:
     logits = torch.zeros(2, 3, 4, 4, requires_grad=True)
     value = build_loss([LossTerm(1.0, "dice_ce")])(NetworkOutput((logits,)), _batch(4, 4))
-    assert value.total.requires_grad and not value.terms["dice_ce"].requires_grad
+    assert value.total.requires_grad and not value.terms["dice"].requires_grad
     value.total.backward()
     assert logits.grad is not None and logits.grad.any()
+
+
+def test_dice_and_cross_entropy_are_told_apart_and_add_up() -> None:
+    output, batch = _output((8, 8), (4, 4), (2, 2)), _batch(8, 8)
+    options = {"batch_dice": True, "dice_weight": 0.5, "ce_weight": 2.0, "smooth": 0.1}
+    value = build_loss([LossTerm(3.0, "dice_ce", options)])(output, batch)
+    apart = {"batch_dice": True, "smooth": 0.1}
+    terms = [LossTerm(1.0, "dice", apart), LossTerm(1.0, "cross_entropy")]
+    separate = build_loss(terms)(output, batch).terms
+    assert dict(value.terms) == dict(separate)
+    torch.testing.assert_close(value.total, 1.5 * separate["dice"] + 6.0 * separate["cross_entropy"])
+    joint = sum(
+        share * dice_ce(NetworkOutput((logits,)), at_scale(batch, logits.shape[2:]), **options)  # type: ignore[arg-type]
+        for share, logits in zip(scale_weights(3), output.logits, strict=True)
+    )
+    torch.testing.assert_close(value.total, 3.0 * joint)
+    alone = build_loss([LossTerm(1.0, "dice_ce", {"ce_weight": 0})])(output, batch)
+    assert set(alone.terms) == {"dice"}
+    with pytest.raises(PlanError, match="no option smoothing"):
+        build_loss([LossTerm(1.0, "dice_ce", {"smoothing": 1.0})])
 
 
 def test_losses_are_float32_even_under_autocast() -> None:

@@ -5,12 +5,14 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from medseg.losses.build import LOSSES, build_loss
 from medseg.losses.cldice import cldice
 from medseg.losses.cross_entropy import pixel_cross_entropy, weighted_cross_entropy
 from medseg.losses.dice import cross_entropy, dice, dice_ce
 from medseg.losses.focal import focal
 from medseg.losses.ohem import ohem
 from medseg.losses.overlap import focal_tversky, generalised_dice, tversky
+from medseg.types.plan import LossTerm
 from medseg.types.tensors import Batch, NetworkOutput
 
 TERMS = {
@@ -120,3 +122,24 @@ def test_the_memory_planner_can_run_it_without_data(name: str, rows: int) -> Non
         target = torch.randint(3 if rows == 1 else 2, (2, rows, 8, 8, 8))
         _value(name, logits, target, (2.0, 1.0, 1.0)).backward()
         assert logits.grad is not None and logits.grad.shape == logits.shape
+
+
+@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_every_term_teaches_all_scales_of_anisotropic_patches(name: str, rows: int) -> None:
+    term, options = TERMS[name]
+    use = next(key for key, function in LOSSES.items() if function is term)
+    rng = torch.Generator().manual_seed(1)
+    target = torch.randint(0, 3 if rows == 1 else 2, (2, rows, 4, 8, 8), generator=rng)
+    sizes = ((4, 8, 8), (4, 4, 4), (2, 2, 2))
+    logits = tuple(torch.randn(2, 3, *size, generator=rng).requires_grad_() for size in sizes)
+    loss = build_loss([LossTerm(0.5, use, options)])  # type: ignore[arg-type]
+    value = loss(NetworkOutput(logits), Batch(torch.zeros(2, 1, 4, 8, 8), target, spacing=(3.0, 1.0, 1.0)))
+    value.total.backward()
+    assert torch.isfinite(value.total)
+    assert [part.grad is not None and bool(part.grad.any()) for part in logits] == [True, True, False]
+
+
+def test_every_built_in_term_is_tried_here_or_has_its_own_tests() -> None:
+    tried = {function for function, _ in TERMS.values()}
+    assert {name for name, function in LOSSES.items() if function not in tried} == {"bce_batch_dice", "distillation"}
