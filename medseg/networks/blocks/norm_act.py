@@ -54,10 +54,11 @@ def compute_again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`function(x)` that its consumers compute again from `x` instead of keeping it; must not work in place."""
     y = function(x)
     if torch.is_grad_enabled() and y.requires_grad and not torch.compiler.is_compiling():
-        kept = x.detach()
+        kept, kind = x.detach(), x.device.type
+        mixed, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
 
         def again() -> Tensor:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(kind, dtype=dtype, enabled=mixed):
                 return function(kept)
 
         recompute_with(y, again)
@@ -84,8 +85,10 @@ def keep_recipe(x: Tensor) -> Any:
     again, storage, shape = recomputed(x), x.untyped_storage()._cdata, x.shape  # `pack` lives on: it must not hold `x`
 
     def pack(saved: Tensor) -> Any:
-        same = again is not None and saved.shape == shape and saved.untyped_storage()._cdata == storage
-        return again if same else saved
+        if again is None or saved.shape != shape or saved.untyped_storage()._cdata != storage:
+            return saved
+        dtype = saved.dtype  # autocast, which chose it, is not on when it is computed again
+        return lambda: again().to(dtype)
 
     return torch.autograd.graph.saved_tensors_hooks(pack, _unpack)
 
