@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medseg.networks.blocks.activations import ACTS, SLOPES
+from medseg.networks.blocks.activations import ACTS, SLOPES, acted, activation
 from medseg.networks.blocks.conv import ConvNormAct, Style, conv
 from medseg.networks.blocks.norm_act import concatenate, instance_norm_act, recomputed
 from medseg.networks.build import channels_last
@@ -130,6 +130,20 @@ def test_a_convolution_keeps_size_and_refuses_even_kernels() -> None:
     assert conv(1, 2, (1, 3, 5))(_random(1, 1, 4, 5, 6)).shape == (1, 2, 4, 5, 6)
     with pytest.raises(PlanError, match="odd"):
         conv(1, 2, (2, 2))
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("norm", ["instance", "batch", "none"])
+def test_under_autocast_an_activation_is_computed_again_in_the_same_precision(act: str, norm: str) -> None:
+    first, second = ConvNormAct(2, 4, (3, 3), (1, 1), Style(norm=norm, act=act)), conv(4, 2, (3, 3))  # type: ignore[arg-type]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        between = first(_random(2, 2, 6, 6)) + 1.0  # no recipe: the sum is another tensor
+        recipes = [first(_random(2, 2, 6, 6)), acted(activation(act, 4), between.float())]
+        result = [second(t) for t in recipes]
+    for t in recipes:
+        again = recomputed(t)
+        assert again is None or (again().dtype == t.dtype and torch.equal(again(), t))
+    sum(t.float().square().sum() for t in result).backward()
 
 
 @pytest.mark.parametrize("act", ACTS)
