@@ -44,7 +44,8 @@ def pixel_cross_entropy(
     """Cross-entropy in which a voxel weighs its class's weight (1 without `weights`) plus `extra` where it is hard.
 
     "gaps": `extra` * exp(-(d1 + d2)^2 / (2 sigma_mm^2)) with the distances in mm to the nearest and the second nearest
-    class or region (Ronneberger 2015), which are 0 inside; `sigma_mm` is 5 of the finest voxels unless given.
+    class or region (Ronneberger 2015), which are 0 inside; `sigma_mm` is 5 of the finest voxels unless given. All
+    pieces of a class are one object: what lies between two of them is not stressed.
     "edges": `extra` within `band_mm` (1.5 of the finest voxels unless given) of a voxel on the other side of a border.
     Ignored voxels make no border.
     """

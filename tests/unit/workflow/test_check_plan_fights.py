@@ -6,6 +6,7 @@ import pytest
 from tiny_run import tiny_plan
 
 from medseg.errors import PlanError
+from medseg.losses.build import WHOLE_LOSSES
 from medseg.types.labels import Label, Labels
 from medseg.types.plan import Adversary, Inference, LossTerm, Plan, Step
 from medseg.workflow.check_plan import check_plan
@@ -121,6 +122,10 @@ ROWS = [
     ("losses_without_their_part", "training.losses[1]", "needs dsnt", losses("dice_ce", "dsnt")),
     ("losses_without_their_part", "training.losses[1]", "needs heatmap", losses("dice_ce", "heatmap")),
     ("losses_without_their_part", "training.losses[1]", "needs distance", losses("dice_ce", "distance")),
+    ("losses_without_their_part", "training.losses[1]", "needs boundary", losses("dice_ce", "boundary")),
+    ("losses_without_their_part", "training.losses[1]", "needs boundary", losses("dice_ce", "gg_net")),
+    ("losses_without_their_part", "training.losses[1]", "needs cascade", losses("dice_ce", "side")),
+    ("losses_without_their_part", "training.losses[1]", "needs object_boundary", losses("dice_ce", "object_boundary")),
     (
         "losses_without_their_part",
         "training.losses[0]",
@@ -216,6 +221,11 @@ def test_switches_that_fight_are_refused_with_the_reason(rule: str, where: str, 
     with pytest.raises(PlanError) as caught:
         check_plan(plan)
     assert any(caught.value.what == fight.what for known in FIGHTS for fight in known(plan))
+
+
+def test_every_loss_of_the_whole_output_is_known_to_need_a_part() -> None:
+    for name in WHOLE_LOSSES:
+        assert list(RULES["losses_without_their_part"](losses("dice_ce", name))), name
 
 
 def test_every_rule_has_a_row() -> None:
