@@ -27,6 +27,7 @@ class Design:
     preset: str
     options: Mapping[str, object] = field(default_factory=dict)
     heads: tuple[str, ...] = ()
+    config: str | None = None  # "3d_fullres" where a data set has 2D plans too
 
 
 def arguments(description, *, minutes=20.0):
@@ -38,6 +39,7 @@ def arguments(description, *, minutes=20.0):
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--vram", type=float, default=8.0, help="GiB")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--tiny", action="store_true", help="two stages and ten steps, to try the program")
     parser.add_argument("--only", nargs="*", help="names of designs")
     return parser
 
@@ -50,16 +52,38 @@ def chosen(designs: Sequence[Design], wanted) -> list[Design]:
 def trained(design: Design, dataset: Path, wanted, seed: int, *, folds: int = 5) -> Path:
     """Plan and train one design with one seed on its fold; returns the run's folder."""
     run = wanted.out / f"{design.name}-{wanted.minutes:g}min-seed{seed}"
-    budget = medseg.Budget(wanted.vram, hours=wanted.minutes / 60, device=wanted.device)
     file = run / "plan.json"
     if not file.exists():
-        plans = medseg.plan(
-            dataset, run, budget=budget, preset=design.preset, options=design.options, heads=design.heads
-        )
-        best = plans[-1] if plans[-1].name.endswith(("2d", "3d_fullres")) else plans[-2 if len(plans) > 1 else -1]
-        medseg.write_record(replace(best, training=replace(best.training, seed=seed)), file)
+        hours = None if wanted.tiny else wanted.minutes / 60
+        budget = medseg.Budget(wanted.vram, hours=hours, device=wanted.device)
+        own = {"preset": design.preset, "options": design.options, "heads": design.heads}
+        plans = medseg.plan(dataset, run, budget=budget, **own)
+        fitting = [plan for plan in plans if design.config is None or plan.name.endswith(f"-{design.config}")]
+        if not fitting:
+            raise SystemExit(f"{design.name}: {design.config} does not fit: {plans[0].reasons}")
+        plan = tiny(fitting[-1]) if wanted.tiny else fitting[-1]
+        medseg.write_record(replace(plan, training=replace(plan.training, seed=seed)), file)
     medseg.train(file, dataset, run, folds=seed % folds, device=wanted.device)
     return run
+
+
+def tiny(plan):
+    """The plan with the first two stages of its network and ten steps."""
+    shape = plan.network.topology
+    parts = {name: getattr(shape, name)[:2] for name in ("strides", "kernels", "blocks")}
+    topology = replace(shape, channels=(8, 16), **parts)
+    patch = (
+        plan.sampling.patch
+        if plan.landmarks
+        else tuple(min(n, 32 if shape.ndim == 3 else 64) for n in plan.sampling.patch)
+    )
+    steps = replace(plan.training, epochs=2, steps_per_epoch=5, ema=None, optimizer=medseg.Step("adamw", {"lr": 1e-3}))
+    return replace(
+        plan,
+        network=replace(plan.network, topology=topology),
+        sampling=replace(plan.sampling, patch=patch, batch=2),
+        training=steps,
+    )
 
 
 def overlap(run: Path, dataset: Path, seed: int, *, folds: int = 5) -> dict[str, tuple[Values, Values]]:
@@ -146,7 +170,7 @@ def compare(title: str, results: Mapping[str, Mapping[str, Values]], *, pooled: 
     """A table of designs and classes, and paired tests of the mean over classes of every case."""
     print(f"\n## {title}\n")
     names = list(dict.fromkeys(name for rows in results.values() for name in rows))
-    print("| network | " + " | ".join(names) + " |\n|---" * 1 + "|---" * len(names) + "|")
+    print("| network | " + " | ".join(names) + " |\n|---" + "|---" * len(names) + "|")
     for design, rows in results.items():
         print(f"| {design} | " + " | ".join(mean_sd(rows.get(name, {})) for name in names) + " |")
     if pooled and len(results) > 1:

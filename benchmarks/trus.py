@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 from comparison import Design, arguments, chosen, overlap_table
 
-DESIGNS = (Design("vnet", "vnet"), Design("unet", "unet"), Design("resenc", "resenc"))
+DESIGNS = tuple(Design(name, name, config="3d_fullres") for name in ("vnet", "unet", "resenc"))
 
 
 def prepare(source: Path, out: Path) -> None:
