@@ -44,7 +44,8 @@ def _check_options(use: str, function: Callable[..., Any], options: Mapping[str,
         raise PlanError(f'"{use}" needs option {", ".join(missing)}', where=where, hint="add it to options")
 
 
-_CONTEXT = frozenset({"channels", "classes", "in_channels", "outputs", "scales"})  # given by medseg when it builds, never by the plan
+# Given by medseg when it builds, never by the plan.
+_CONTEXT = frozenset({"channels", "classes", "in_channels", "outputs", "scales"})
 
 
 def code_ref(use: str) -> str | None:

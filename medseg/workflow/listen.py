@@ -56,7 +56,8 @@ def listen(
     """
     loaded = load_bundle(bundle_folder(Path(bundle)), trust=predict.trust)
     if not loaded.plan.labels.items:
-        raise BundleError("finds landmarks only", where=loaded.root, hint="use a model that segments: results go as SEG")
+        hint = "use a model that segments: results go as SEG"
+        raise BundleError("finds landmarks only", where=loaded.root, hint=hint)
     options = options or ListenOptions()
     waits: dict[str, _Wait] = {}
     with ExitStack() as held:

@@ -6,6 +6,8 @@ import sys
 import zipfile
 from dataclasses import replace
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -99,17 +101,14 @@ def test_what_cannot_be_exported_is_said(bundle, tmp_path, monkeypatch):
 
 
 def test_an_onnx_file_gives_the_numbers_of_the_network(bundle, tmp_path):
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
     out = tmp_path / "model.onnx"
     card = export_model(bundle, out)
     model = onnx.load(out)
     assert [i.name for i in model.graph.input] == ["image"] and [o.name for o in model.graph.output] == ["logits"]
     said = {prop.key: prop.value for prop in model.metadata_props}
     assert json.loads(said["medseg.json"])["plan"]["name"] == "tiny"
-    runtime = pytest.importorskip("onnxruntime")
     assert card.difference is not None and card.difference < 1e-4
     image = torch.ones(3, 1, 16, 16)
-    session = runtime.InferenceSession(str(out))
+    session = onnxruntime.InferenceSession(str(out))
     (found,) = session.run(None, {"image": image.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), expected(bundle, None, image), rtol=1e-4, atol=1e-4)
