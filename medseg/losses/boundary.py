@@ -38,7 +38,7 @@ def gg_net(
 def boundary(
     output: NetworkOutput, batch: Batch, *, edge: EdgeKind = "both", kind: Literal["mse", "bce"] = "mse"
 ) -> Tensor:
-    """Mean over boundary modules of the error of their edges alone.
+    """Mean over boundary modules of the error of their edges alone (Xue 2021).
 
     "mse": squared. "bce": cross-entropy of the chance 1 - exp(-E) of an edge, because E is 0 or more and 0 means none.
     Scales, ignored voxels and `edge` as in `gg_net`. Raises PlanError without the head "boundary".

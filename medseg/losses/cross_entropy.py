@@ -22,7 +22,7 @@ _SIGMAS = 4.0  # where the sum of both distances is larger, the map of gaps is b
 
 
 def weighted_cross_entropy(output: NetworkOutput, batch: Batch, *, weights: Sequence[float] | None = None) -> Tensor:
-    """Cross-entropy in which class c weighs `weights[c]`, background first; of regions, the voxels inside each.
+    """Cross-entropy in which class c weighs `weights[c]` (King 2001), background first; of regions, what is inside.
 
     Outside a region weighs 1. Without `weights` every batch is balanced by its own voxels (see `balanced_weights`).
     """
