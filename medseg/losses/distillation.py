@@ -19,7 +19,7 @@ def distil(
     easy_background: float | None = None,
     batch_dice: bool = False,
 ) -> Tensor:
-    """`distillation` from the logits of the batch's teacher (Hinton 2015); raises PlanError where the batch has none."""
+    """`distillation` from the logits of the batch's teacher (Hinton 2015); PlanError where the batch has none."""
     if batch.teacher is None:
         raise PlanError("there is no teacher to learn from", where=WHERE, hint="name its bundle: --teacher")
     return distillation(
