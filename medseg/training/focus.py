@@ -187,8 +187,10 @@ def listening(loss: Loss, sampler: Sampler, heard: list[list[float]]) -> Loss:
         return loss
 
     def heard_loss(output: NetworkOutput, batch: Batch) -> LossValue:
-        with torch.no_grad():
-            heard.extend(look(output.logits[0].detach(), batch.target).flatten(1).double().tolist())
+        with torch.no_grad():  # sample by sample, since the planner does not count what a look takes
+            pairs = zip(output.logits[0].detach().unbind(), batch.target.unbind(), strict=True)
+            numbers = torch.cat([look(logits[None], target[None]) for logits, target in pairs])
+            heard.extend(numbers.flatten(1).double().tolist())
         return loss(output, batch)
 
     return heard_loss

@@ -13,6 +13,7 @@ from tiny_run import fill_cache, tiny_plan
 
 from medseg.errors import Interrupted, PlanError
 from medseg.io.cache import open_case, write_case
+from medseg.losses.build import build_loss
 from medseg.training import focus, loop
 from medseg.training.batches import batches, drawn_cases
 from medseg.training.focus import (
@@ -22,6 +23,7 @@ from medseg.training.focus import (
     dynamic,
     gathered,
     keep_chance,
+    listening,
     margins,
     uniform_classes,
 )
@@ -30,7 +32,8 @@ from medseg.training.session import find_checkpoint, identity
 from medseg.types.geometry import Geometry
 from medseg.types.image import Image, LabelMap
 from medseg.types.labels import Label, Labels
-from medseg.types.plan import Plan, Step
+from medseg.types.plan import LossTerm, Plan, Step
+from medseg.types.tensors import Batch, NetworkOutput
 
 CPU = torch.device("cpu")
 THREE = Labels((Label("a", (1,)), Label("b", (2,)), Label("c", (3,))))
@@ -188,6 +191,16 @@ def test_regions_have_margins_and_voxels_too(cases):
     case, voxel = sampler.choose(np.random.default_rng(0), True, {})
     assert voxel is not None and _class_of(case, voxel) in (1, 2)
     assert sampler.learn({}, {"x": [1.0, 1, 1, 2, 2, 2]}, {})["x"][1] == pytest.approx(math.exp(-0.5 * 3 / 2))
+
+
+def test_looking_leaves_the_loss_alone_and_keeps_the_order_of_samples():
+    logits = torch.randn(3, 4, 5, 6, requires_grad=True)
+    batch = Batch(torch.zeros(3, 1, 5, 6), torch.randint(0, 4, (3, 1, 5, 6)))
+    heard, plain = [], build_loss([LossTerm(1.0, "dice")])
+    value = listening(plain, dynamic([], THREE), heard)(NetworkOutput((logits,)), batch)
+    assert torch.equal(value.total, plain(NetworkOutput((logits,)), batch).total) and value.total.requires_grad
+    np.testing.assert_allclose(heard, margins(logits.detach(), batch.target).flatten(1), rtol=1e-6)
+    assert listening(plain, uniform_classes([], THREE), heard) is plain
 
 
 @pytest.mark.parametrize("floor", [0.0, -1.0, 1.5])
