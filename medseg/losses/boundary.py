@@ -26,7 +26,8 @@ def gg_net(
     The network's loss on its final segmentation is not part of it: keep the term "dice_ce" of the plan beside it.
     Every channel of classes counts in the first two, but background not in Dice, nor, per sample, a class it has no
     voxel of. At its scale a voxel's mask is the share of it that lies inside, and it counts where at least half of it
-    is known. `edge` is explained at `losses.edges.edges_of`. Raises PlanError without the head "boundary".
+    is known. `edge` is explained at `losses.edges.edges_of`; which axes have neighbours is told by the spacing of the
+    module's voxels, as in the head. Raises PlanError without the head "boundary".
     """
     total = batch.image.new_zeros((), dtype=torch.float32)
     for found, truth in _modules(output, batch, edge):
@@ -73,10 +74,12 @@ def _modules(output: NetworkOutput, batch: Batch, edge: EdgeKind) -> Iterator[tu
         raise PlanError("there are no boundaries", where="training.losses", hint=hint)
     channels, target = output.boundaries[0].mask.shape[1], batch.target
     masks, known = reference_masks(target, channels)
-    edges, sure = edges_of(masks, known, batch.spacing or (1.0,) * (target.dim() - 2), edge)
+    spacing = batch.spacing or (1.0,) * (target.dim() - 2)
     foreground = 0 if target.shape[1] == channels else 1
     for found in output.boundaries:
         size = found.mask.shape[2:]
+        at_scale = [s * old / new for s, old, new in zip(spacing, target.shape[2:], size, strict=True)]
+        edges, sure = edges_of(masks, known, at_scale, edge)
         mask, line = at_module(masks & known, edges & sure, size)
         (share, _), (certain, _) = at_module(known, known, size), at_module(sure, sure, size)
         mask = mask / share.clamp_min(1e-6)

@@ -1,7 +1,8 @@
 """Edges of reference masks: which voxels they are, and which are known well enough to count.
 
 Masks are (b, k, *s), one channel per class or region. Neighbours are those within 3 voxels along every axis, within 1
-along axes whose spacing is more than twice the finest, so that edges do not cross thick slices.
+along axes whose spacing is more than twice the finest, so that edges do not cross thick slices. The spacing may be that
+of coarser voxels, to which the edges are brought afterwards.
 """
 
 import math

@@ -16,33 +16,38 @@ def boundary(topology: Topology, feature_channels: tuple[int, ...], *, outputs: 
     """Boundary detection modules of GG-Net (Xue 2021), one per decoder scale with a channel per logit.
 
     A module's 1x1 convolution gives F; its edge is E = pool(F) - F with a maximum over 3 voxels along every axis, over
-    1 along axes whose spacing there is more than twice the finest; its mask is F + E, logits of what the edge
-    encloses. Since pool(F) >= F, E is never negative and the mask is pool(F) itself, F dilated by a voxel. So of the
-    edge targets of the losses "gg_net" and "boundary", "inner" and "both" can be met together with the mask's; "outer"
-    cannot: a voxel outside that is edge has a neighbour in the mask that is none, which puts it into the mask. Raises
-    PlanError for a task without labels.
+    1 along axes whose spacing there (told by the sizes of the features) is more than twice the finest; its mask is
+    F + E, logits of what the edge encloses. Since pool(F) >= F, E is never negative and the mask is pool(F) itself, F
+    dilated by a voxel. So of the edge targets of the losses "gg_net" and "boundary", "inner" and "both" can be met
+    together with the mask's; "outer" cannot: a voxel outside that is edge has a neighbour in the mask that is none,
+    which puts it into the mask. Raises PlanError for a task without labels.
     """
     if outputs < 1:
         raise PlanError("there are no labels to bound", where="network.heads", hint="leave out the head boundary")
     ones = (1,) * topology.ndim
-    spacings = topology.spacings()
-    kernels = [window(3, spacings[min(k, len(spacings) - 1)]) for k in range(len(feature_channels))]
-    head = BoundaryHead([conv(channels, outputs, ones) for channels in feature_channels], kernels)
+    head = BoundaryHead([conv(channels, outputs, ones) for channels in feature_channels], topology.spacings()[0])
     initialise(head)
     return head
 
 
 class BoundaryHead(nn.Module):
-    """One convolution and one pooling kernel per scale."""
+    """One convolution per scale, and a pooling kernel by the voxels there; `spacing` is that of the finest feature."""
 
-    def __init__(self, convs: Sequence[nn.Module], kernels: Sequence[tuple[int, ...]]) -> None:
+    def __init__(self, convs: Sequence[nn.Module], spacing: Sequence[float]) -> None:
         super().__init__()
         self.convs = nn.ModuleList(convs)
-        self.kernels = tuple(kernels)
+        self.spacing = tuple(spacing)
 
     def forward(self, features: tuple[Tensor, ...]) -> NetworkOutput:
-        pairs = zip(features, self.convs, self.kernels, strict=False)
-        return NetworkOutput(boundaries=tuple(detected(layer(x), kernel) for x, layer, kernel in pairs))
+        finest = features[0].shape[2:]
+        found = [
+            detected(layer(x), self.kernel(finest, x.shape[2:])) for x, layer in zip(features, self.convs, strict=False)
+        ]
+        return NetworkOutput(boundaries=tuple(found))
+
+    def kernel(self, finest: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:
+        """Voxels per axis over which a feature of `size` is pooled where the finest one has the size `finest`."""
+        return window(3, [s * old / new for s, old, new in zip(self.spacing, finest, size, strict=True)])
 
 
 def detected(f: Tensor, kernel: Sequence[int]) -> Boundary:

@@ -12,7 +12,10 @@ from medseg.errors import PlanError
 from medseg.losses.boundary import boundary, gg_net
 from medseg.losses.build import build_loss
 from medseg.losses.edges import at_module, edges_of, reference_masks
-from medseg.types.plan import LossTerm
+from medseg.networks.blocks.resample import maximum
+from medseg.networks.boundary_head import boundary as boundary_head
+from medseg.networks.boundary_head import detected
+from medseg.types.plan import LossTerm, Topology
 from medseg.types.tensors import Batch, Boundary, NetworkOutput
 
 
@@ -42,10 +45,11 @@ def _slow(output: NetworkOutput, batch: Batch, edge: str) -> float:
     total, k = 0.0, output.boundaries[0].mask.shape[1]
     masks, known = reference_masks(batch.target, k)
     spacing = batch.spacing or (1.0,) * (batch.target.dim() - 2)
-    edges, sure = edges_of(masks, known, spacing, edge)  # type: ignore[arg-type]
     first = 0 if batch.target.shape[1] == k else 1
     for module in output.boundaries:
         size = module.mask.shape[2:]
+        steps = [s * old / new for s, old, new in zip(spacing, batch.target.shape[2:], size, strict=True)]
+        edges, sure = edges_of(masks, known, steps, edge)  # type: ignore[arg-type]
         share, line = at_module(masks & known, edges & sure, size)
         part, _ = at_module(known, known, size)
         certain, _ = at_module(sure, sure, size)
@@ -81,6 +85,26 @@ def test_thick_slices_in_3d() -> None:
     thick = gg_net(output, batch).item()
     assert thick == pytest.approx(_slow(output, batch, "both"), rel=1e-4)
     assert thick != pytest.approx(gg_net(output, replace(batch, spacing=None)).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("spacing", [(3.0, 1.0, 1.0), (5.0, 1.0, 1.0), (1.0, 1.0, 1.0)])
+def test_the_head_can_make_the_edges_that_the_loss_asks_for(spacing: tuple[float, float, float]) -> None:
+    target = torch.zeros(1, 1, 8, 20, 20, dtype=torch.int64)
+    target[:, :, 2:6, 4:16, 4:16] = 1
+    batch = Batch(torch.zeros(1, 1, 8, 20, 20), target, spacing=spacing)
+    strides = ((1, 1, 1), (1, 2, 2), (1, 1, 1))
+    head = boundary_head(Topology(3, (1,) * 3, strides, ((3, 3, 3),) * 3, (1,) * 3, spacing), (1, 1), outputs=1)
+    modules = []
+    for size in ((8, 20, 20), (8, 10, 10)):
+        mask = torch.nn.functional.adaptive_max_pool3d(target.float(), size)
+        f = -maximum(-mask, head.kernel((8, 20, 20), size))
+        modules.append(detected(f, head.kernel((8, 20, 20), size)))
+        torch.testing.assert_close(modules[-1].mask, mask)
+    output = NetworkOutput(boundaries=tuple(modules))
+    regions = replace(batch, target=target)
+    assert boundary(output, regions, edge="inner").item() == 0
+    modules[1] = detected(-maximum(-mask, (1, 1, 3)), (1, 1, 3))
+    assert boundary(NetworkOutput(boundaries=tuple(modules)), regions, edge="inner").item() > 0.01
 
 
 def test_canny_edges_are_a_choice_in_2d() -> None:
@@ -162,9 +186,10 @@ def test_gradients_reach_edge_and_mask() -> None:
 def test_in_a_plan_they_stand_beside_the_loss_of_labels() -> None:
     batch, output = _batch(2, 1, (8, 8)), replace(_output(2, (8, 8)), logits=(torch.randn(2, 2, 8, 8),))
     both = build_loss([LossTerm(1.0, "dice_ce"), LossTerm(0.5, "gg_net", {"edge": "inner"})])(output, batch)
-    assert set(both.terms) == {"dice_ce", "gg_net"}
+    assert set(both.terms) == {"dice", "cross_entropy", "gg_net"}
     assert both.terms["gg_net"].item() == pytest.approx(gg_net(output, batch, edge="inner").item())
-    assert both.total.item() == pytest.approx(both.terms["dice_ce"].item() + 0.5 * both.terms["gg_net"].item())
+    parts = both.terms["dice"] + both.terms["cross_entropy"] + 0.5 * both.terms["gg_net"]
+    assert both.total.item() == pytest.approx(parts.item())
 
 
 def test_without_the_head_the_loss_says_what_to_add() -> None:

@@ -40,7 +40,7 @@ def test_a_mask_that_touches_the_border_has_no_edge_there() -> None:
 
 def test_edges_do_not_cross_slices_while_these_are_thick() -> None:
     head = boundary(THICK, (4, 8), outputs=2)
-    assert head.kernels == ((1, 3, 3), (1, 3, 3))
+    assert [head.kernel((8, 16, 16), size) for size in ((8, 16, 16), (8, 8, 8))] == [(1, 3, 3), (1, 3, 3)]
     deep = Topology(
         3,
         (4, 8, 8, 8),
@@ -49,8 +49,27 @@ def test_edges_do_not_cross_slices_while_these_are_thick() -> None:
         (1,) * 4,
         (5.0, 1.0, 1.0),
     )
-    assert boundary(deep, (4, 8, 8), outputs=2).kernels == ((1, 3, 3), (1, 3, 3), (3, 3, 3))  # 5 mm: 1, 2, 4 mm
-    assert boundary(FLAT, (4, 8), outputs=2).kernels == ((3, 3), (3, 3))
+    sizes = [(8, 16, 16), (8, 8, 8), (8, 4, 4)]  # 5 mm: 1, 2, 4 mm
+    assert [boundary(deep, (4, 8, 8), outputs=2).kernel(sizes[0], s) for s in sizes] == [
+        (1, 3, 3),
+        (1, 3, 3),
+        (3, 3, 3),
+    ]
+    assert boundary(FLAT, (4, 8), outputs=2).kernel((16, 16), (8, 8)) == (3, 3)
+
+
+def test_a_backbone_may_leave_scales_out() -> None:
+    strides = ((1, 1, 1), (1, 2, 1), (1, 2, 1), (1, 2, 2), (1, 2, 2))
+    topology = Topology(2, (4, 4, 4, 4, 4), strides, ((1, 3, 3),) * 5, (1,) * 5)
+    network = build_network(
+        Network("bisenet", topology, (Step("segmentation"), Step("boundary"))), channels=1, outputs=2
+    )
+    seen: list[tuple[int, ...]] = []
+    network.heads[1].register_forward_hook(
+        lambda head, given, _: seen.extend(head.kernel(given[0][0].shape[2:], x.shape[2:]) for x in given[0])
+    )
+    network(torch.randn(2, 1, 32, 8))
+    assert seen == [(3, 3), (1, 3), (1, 3)]  # 1 by 1, 8 by 2 and 8 by 2 pixels
 
 
 @pytest.mark.parametrize(("topology", "size"), [(FLAT, (8, 12)), (THICK, (2, 8, 12))])
