@@ -7,10 +7,12 @@ segmentor minimises, or with `own=True` what the critic itself minimises. Only m
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from medseg.errors import PlanError
 from medseg.networks.blocks.conv import conv, initialise
@@ -19,16 +21,34 @@ from medseg.types.plan import Adversary, Topology
 
 Critic = nn.Module
 BuildCritic = Callable[..., Critic]
-WEIGHT_LIMIT = 0.05  # every critic weight stays within, unless it is normalised by its spectrum (Xue 2018)
+WEIGHT_LIMIT = 0.05  # every weight of a clamped critic stays within (Xue 2018)
 
 
-def segan(topology: Topology, *, channels: int, classes: int, width: int = 16, levels: int = 3) -> Critic:
+def segan(
+    topology: Topology,
+    *,
+    channels: int,
+    classes: int,
+    width: int = 16,
+    levels: int = 3,
+    bound: Literal["clamp", "spectral"] = "clamp",
+    shares: Sequence[float] = (),
+) -> Critic:
     """Multi-scale L1 critic (Xue 2018): mean absolute difference of features of the masked images, at every level.
 
     Level 0 is the masked image itself. The segmentor makes the differences small, the critic makes them large; equal
-    masks give 0. Weights are clamped to +-0.05 after every step of the critic.
+    masks give 0. `bound`: "clamp" keeps weights within +-0.05 after every step of the critic, as published;
+    "spectral" divides every layer by its largest singular value (Miyato 2018). `shares` weigh level 0 and every
+    layer; none weighs all the same.
     """
-    return SegAN(_features(topology, channels * classes, width, levels))
+    if bound not in ("clamp", "spectral"):
+        raise PlanError(f'unknown bound "{bound}"', where="training.adversary", hint="use clamp or spectral")
+    if shares and (len(shares) != levels + 1 or min(shares) < 0 or sum(shares) <= 0):
+        hint = f"give {levels + 1} numbers of 0 or more: the masked image, then every level"
+        raise PlanError(f"shares {list(shares)}", where="training.adversary", hint=hint)
+    layers = _features(topology, channels * classes, width, levels)
+    weights = [share / sum(shares) for share in shares] if shares else [1 / (levels + 1)] * (levels + 1)
+    return SegAN(layers, weights, clamped=bound == "clamp")
 
 
 def consistency(topology: Topology, *, channels: int, classes: int, width: int = 16, levels: int = 3) -> Critic:
@@ -61,6 +81,9 @@ def build_critic(adversary: Adversary, topology: Topology, *, channels: int, out
     build = resolve(adversary.use, CRITICS, adversary.options, where="training.adversary")
     critic: Critic = build(topology, channels=channels, classes=outputs if regions else outputs - 1)
     initialise(critic)
+    if isinstance(critic, SegAN) and not critic.clamped:
+        for layer in critic.layers:
+            spectral_norm(layer.conv)  # after the weights have their first values
     return critic
 
 
@@ -88,7 +111,7 @@ def masks(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def clamp_weights(critic: Critic) -> None:
     """Bring the weights of a critic that is not bounded otherwise back to +-0.05."""
-    if isinstance(critic, SegAN):
+    if isinstance(critic, SegAN) and critic.clamped:
         with torch.no_grad():
             for weight in critic.parameters():
                 weight.clamp_(-WEIGHT_LIMIT, WEIGHT_LIMIT)
@@ -106,9 +129,11 @@ def project(volume: Tensor, axis: int) -> Tensor:
 class SegAN(nn.Module):
     """Features of masked images, compared level by level."""
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, layers: Sequence[nn.Module], shares: Sequence[float], *, clamped: bool) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        self.shares = tuple(shares)
+        self.clamped = clamped
 
     def forward(self, image: Tensor, predicted: Tensor, true: Tensor, *, own: bool = False) -> Tensor:
         a, b = _masked(image, predicted), _masked(image, true)
@@ -116,7 +141,7 @@ class SegAN(nn.Module):
         for layer in self.layers:
             a, b = layer(a), layer(b)
             parts.append((a - b).abs().mean())
-        distance = torch.stack(parts).mean()
+        distance = torch.stack([share * part for share, part in zip(self.shares, parts, strict=True)]).sum()
         return -distance if own else distance
 
 

@@ -4,13 +4,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from medseg.errors import TrainingError
 from medseg.networks.critics import build_critic, clamp_weights, judge
 from medseg.types.plan import Plan
-from medseg.types.tensors import Batch, NetworkOutput
+from medseg.types.tensors import Batch
 
 BETAS = (0.5, 0.999)  # usual where two networks learn against each other (Radford 2016)
 
@@ -39,10 +39,13 @@ def open_opponent(plan: Plan, device: torch.device) -> Opponent | None:
     return Opponent(critic, Adam(critic.parameters(), lr=adversary.lr, betas=BETAS), adversary.weight)
 
 
-def learn(opponent: Opponent, output: NetworkOutput, batch: Batch) -> float:
-    """One step of the critic on a batch; returns its loss. Raises TrainingError where that is not finite."""
+def learn(opponent: Opponent, logits: Tensor, batch: Batch) -> float:
+    """One step of the critic on a batch and the network's finest logits; returns its loss.
+
+    Raises TrainingError where that is not finite.
+    """
     opponent.optimizer.zero_grad(set_to_none=True)
-    loss = judge(opponent.critic, batch.image, output.logits[0], batch.target, own=True)
+    loss = judge(opponent.critic, batch.image, logits, batch.target, own=True)
     size = float(loss.detach())
     if not math.isfinite(size):
         raise TrainingError(f"the critic's loss is not finite: {size:.6g}")

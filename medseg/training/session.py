@@ -65,7 +65,7 @@ def identity(plan: Plan, train_ids: Sequence[str], val_ids: Sequence[str], teach
     parts = [plan.channels, plan.labels, plan.preprocess, plan.network, plan.sampling]
     training = replace(plan.training, precision="fp32")
     cases = [list(train_ids), list(val_ids)]
-    model = [] if teacher is None else [teacher.sha256]
+    model = [] if teacher is None else [teacher.identity]
     return record_sha256([*(to_plain(part) for part in parts), to_plain(training), *cases, *model])
 
 

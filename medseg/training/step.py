@@ -61,7 +61,7 @@ def train_step(
     if opponent is not None:
         verdict = judge(opponent.critic, batch.image, output.logits[0], batch.target)
         total, terms["adversary"] = total + opponent.weight * verdict, float(verdict.detach())
-    judge_later = output if opponent is not None else None
+    logits = None if opponent is None else output.logits[0].detach()
     del output
     size = float(total.detach())
     if not math.isfinite(size):
@@ -75,8 +75,8 @@ def train_step(
         raise TrainingError(f"the gradients are not finite at loss {size:.6g}: {_listed(terms)}")
     scaler.step(optimizer)
     scaler.update()
-    if opponent is not None and judge_later is not None:
-        terms["critic"] = learn(opponent, judge_later, batch)
+    if opponent is not None and logits is not None:
+        terms["critic"] = learn(opponent, logits, batch)
     return StepResult(size, terms, norm)
 
 

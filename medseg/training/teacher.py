@@ -10,10 +10,10 @@ from medseg.types.tensors import Batch
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """`scores` maps an image (b, c, *s) to logits (b, k, *s), without gradients; `sha256` identifies the model."""
+    """`scores` maps an image (b, c, *s) to logits (b, k, *s), without gradients; `identity` says which model it is."""
 
     scores: Callable[[Tensor], Tensor]
-    sha256: str
+    identity: str
 
 
 def taught(batch: Batch, teacher: Teacher | None) -> Batch:

@@ -11,17 +11,18 @@ from medseg.inference.ensemble import load_members
 from medseg.io.bundles import bundle_folder, bundle_sha256, load_bundle
 from medseg.training.teacher import Teacher
 from medseg.types.plan import Plan
+from medseg.types.result import ModelBundle
 from medseg.workflow.devices import resolve_precision
 
 LOSS = "distillation"
 _SMALLEST = 1e-6  # of a mean score, so that its logarithm stays finite
 
 
-def open_teacher(plan: Plan, folder: Path | None, device: torch.device, *, trust: Sequence[str] = ()) -> Teacher | None:
+def check_teacher(plan: Plan, folder: Path | None, *, trust: Sequence[str] = ()) -> ModelBundle | None:
     """The bundle in `folder` as teacher of the plan's network; None where neither is asked for.
 
-    Several members teach with the mean of their scores. Raises PlanError where the plan's losses and the teacher do
-    not go together, or where the teacher sees other channels, labels or preprocessing than the student.
+    Raises PlanError where the plan's losses and the teacher do not go together, or where the teacher sees other
+    channels, labels or preprocessing than the student.
     """
     asked = any(term.use == LOSS for term in plan.training.losses)
     if folder is None and not asked:
@@ -35,8 +36,23 @@ def open_teacher(plan: Plan, folder: Path | None, device: torch.device, *, trust
         raise PlanError("a teacher, but no loss that learns from it", where="training.losses", hint=hint)
     bundle = load_bundle(bundle_folder(folder), trust=trust)
     _check_alike(plan, bundle.plan, folder)
+    return bundle
+
+
+def unseen_member(bundle: ModelBundle, fold: int | str, splits_sha256: str | None) -> str | None:
+    """The member that never saw what the student's fold is validated on: of the same fold of the same splits.
+
+    None where the bundle has no such member; then all of them teach, and have seen it.
+    """
+    same = splits_sha256 is not None and bundle.scores.get("splits_sha256") == splits_sha256
+    return str(fold) if same and str(fold) in {str(member.fold) for member in bundle.members} else None
+
+
+def open_teacher(bundle: ModelBundle, plan: Plan, device: torch.device, *, member: str | None = None) -> Teacher:
+    """One member of a bundle as teacher, or all of them, who teach with the mean of their scores."""
     precision = resolve_precision(plan.training.precision, device)
-    members = load_members(bundle, device=device, precision=precision)
+    folds = None if member is None else [member]
+    members = load_members(bundle, device=device, folds=folds, precision=precision)
     flat, regions = plan.network.topology.ndim == 2, plan.labels.are_regions()
 
     def scores(image: Tensor) -> Tensor:
@@ -45,7 +61,7 @@ def open_teacher(plan: Plan, folder: Path | None, device: torch.device, *, trust
             logits = mean_logits([member(volume) for member in members], regions=regions)
         return logits.squeeze(2) if flat else logits
 
-    return Teacher(scores, bundle_sha256(bundle))
+    return Teacher(scores, f"{bundle_sha256(bundle)} {member or 'all'}")
 
 
 def mean_logits(members: Sequence[Tensor], *, regions: bool) -> Tensor:

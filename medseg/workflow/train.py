@@ -1,5 +1,6 @@
 """medseg train: prepare, fit each fold, validate whole volumes, choose cleaning, save the bundle."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float64
 
 from medseg.errors import DatasetError, MedsegError, PlanError, TrainingError
-from medseg.io.bundles import save_bundle
+from medseg.io.bundles import bundle_sha256, save_bundle
 from medseg.io.cache import cache_key, is_complete, write_case
 from medseg.io.dataset_points import read_points
 from medseg.io.datasets import read_dataset
@@ -32,9 +33,10 @@ from medseg.types.result import ModelBundle
 from medseg.workflow.check_plan import check_plan, load_plan
 from medseg.workflow.devices import resolve_device, resolve_precision
 from medseg.workflow.switches import say_doubts
-from medseg.workflow.teacher import open_teacher
+from medseg.workflow.teacher import check_teacher, open_teacher, unseen_member
 from medseg.workflow.validation import Validated, clean_and_score, validate_fold
 
+_LOG = logging.getLogger("medseg")
 Fold = int | Literal["all"]
 Folds = Literal["cv", "all"] | int | Sequence[int]
 _EDGE = 1e-3  # voxels by which a landmark may lie outside of its scan
@@ -93,7 +95,7 @@ def train(
     _check_match(plan, data)
     where = resolve_device(device)
     precision = resolve_precision(plan.training.precision, where)
-    guide = open_teacher(plan, None if teacher is None else Path(teacher), where)
+    guide = check_teacher(plan, None if teacher is None else Path(teacher))
     _keep_plan(plan, out)
     splits = _splits(data, out, folds)
     wanted = _wanted(folds, splits, out)
@@ -102,6 +104,8 @@ def train(
     loaders = workers if workers is not None else _loaders(where)
     validated: list[Validated] = []
     members: dict[Fold, Path] = {}
+    dealt = record_sha256(splits) if splits else None
+    taught = {} if guide is None else {fold: unseen_member(guide, fold, dealt) for fold in [*range(len(splits)), "all"]}
     for fold in _with_finished(wanted, splits, out):
         split = Split(tuple(case.id for case in _labelled(data)), ()) if fold == "all" else splits[int(fold)]
         run = out / f"fold_{fold}"
@@ -118,11 +122,25 @@ def train(
                 hooks=seen,
                 report=report,
                 workers=loaders,
-                teacher=guide,
+                teacher=None if guide is None else open_teacher(guide, here, where, member=taught[fold]),
             )
         validated += validate_fold(plan, data, split.val, run, device=where, report=report)
     cleaned, scores = clean_and_score(plan, data, validated, report=report, workers=workers)
-    return save_bundle(out / "bundle", cleaned, members, {**scores, "members": [str(fold) for fold in members]}, refs)
+    facts: dict[str, object] = {"members": [str(fold) for fold in members], "splits_sha256": dealt}
+    if guide is not None:
+        facts["teacher"] = _teacher_facts(guide, [taught[fold] for fold in members])
+    return save_bundle(out / "bundle", cleaned, members, {**scores, **facts}, refs)
+
+
+def _teacher_facts(guide: ModelBundle, members: Sequence[str | None]) -> dict[str, object]:
+    """For the scores: whether a teacher has seen the cases that its student is scored on."""
+    unseen = all(member is not None for member in members)
+    if not unseen:
+        _LOG.warning(
+            "the teacher has no member of the same fold and splits: it may have learnt from cases that the student is"
+            " scored on, so these scores are too good"
+        )
+    return {"bundle_sha256": bundle_sha256(guide), "never_saw_validation": unseen}
 
 
 def _prepare_case(plan: Plan, dataset: Dataset, cache: Path, case: Case) -> str:

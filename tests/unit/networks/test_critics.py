@@ -61,6 +61,32 @@ def test_segan_is_the_mean_feature_distance_with_opposite_signs(topology: Topolo
     torch.testing.assert_close(judge(critic, image, _sure(target), target), torch.tensor(0.0), atol=1e-6, rtol=0)
 
 
+def test_segan_levels_may_weigh_differently() -> None:
+    image, logits, target = _scene(FLAT)
+    plain = judge(_critic("segan", FLAT), image, logits, target)
+    torch.manual_seed(1)
+    only = Adversary("segan", options={"shares": [1.0, 0.0, 0.0, 0.0]})
+    critic = build_critic(only, FLAT, channels=2, outputs=3, regions=False)
+    predicted, true = masks(logits, target)
+    first = torch.stack([(image[:, [c]] * (predicted - true)).abs().mean() for c in range(2)]).mean()
+    torch.testing.assert_close(judge(critic, image, logits, target), first)
+    assert not torch.isclose(plain, first)
+
+
+def test_spectral_bounds_leave_no_direction_more_than_it_had() -> None:
+    torch.manual_seed(1)
+    bounded = Adversary("segan", options={"bound": "spectral"})
+    critic = build_critic(bounded, FLAT, channels=2, outputs=3, regions=False).train()
+    image, logits, target = _scene(FLAT)
+    for _ in range(30):  # power iterations
+        judge(critic, image, logits, target, own=True)
+    for layer in critic.layers:
+        assert torch.linalg.matrix_norm(layer.conv.weight.flatten(1), 2).item() == pytest.approx(1.0, abs=0.05)
+    before = [p.clone() for p in critic.parameters()]
+    clamp_weights(critic)
+    assert all(torch.equal(a, b) for a, b in zip(before, critic.parameters(), strict=True))
+
+
 def test_segan_weights_stay_within_their_limit() -> None:
     critic = _critic("segan", FLAT)
     assert max(p.abs().max().item() for p in critic.parameters()) > 0.05
@@ -118,5 +144,8 @@ def test_what_cannot_be_judged_is_refused() -> None:
         _critic("projective", FLAT)
     with pytest.raises(PlanError, match="consistency, projective, segan"):
         _critic("judge", FLAT)
+    for options, says in (({"bound": "none"}, "clamp or spectral"), ({"shares": [1.0]}, "give 4 numbers")):
+        with pytest.raises(PlanError, match=says):
+            build_critic(Adversary("segan", options=options), FLAT, channels=1, outputs=2, regions=False)
     with pytest.raises(PlanError, match="width and levels"):
         build_critic(Adversary("segan", options={"levels": 0}), FLAT, channels=1, outputs=2, regions=False)

@@ -12,7 +12,7 @@ from medseg.io.bundles import save_bundle
 from medseg.networks.build import build_network
 from medseg.training.loop import fit
 from medseg.types.plan import LossTerm, Step
-from medseg.workflow.teacher import mean_logits, open_teacher
+from medseg.workflow.teacher import check_teacher, mean_logits, open_teacher, unseen_member
 
 CPU = torch.device("cpu")
 
@@ -21,14 +21,14 @@ def _plan(alpha=0.9, **training):
     return tiny_plan(losses=(LossTerm(1.0, "distillation", {"alpha": alpha, "temperature": 2.0}),), **training)
 
 
-def _teacher(folder, plan, members=1, seed=0):
+def _teacher(folder, plan, members=1, seed=0, scores=None):
     files = {}
     for fold in range(members):
         torch.manual_seed(seed + fold)
         network = build_network(plan.network, channels=len(plan.channels), outputs=plan.labels.outputs())
         files[fold] = folder.parent / f"{folder.name}_{fold}.safetensors"
         save_file({name: weight.contiguous() for name, weight in network.state_dict().items()}, files[fold])
-    save_bundle(folder, plan, files, {"cases": 0})
+    save_bundle(folder, plan, files, scores or {"cases": 0})
     return folder
 
 
@@ -42,12 +42,28 @@ def _forwards(plan, members, seed=0):
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_a_teacher_of_several_members_has_the_mean_of_their_scores(tmp_path, ndim):
     plan = tiny_plan(ndim=ndim)
-    teacher = open_teacher(_with_loss(plan), _teacher(tmp_path / "bundle", plan, members=2), CPU)
+    teacher = _opened(_with_loss(plan), _teacher(tmp_path / "bundle", plan, members=2))
     image = torch.randn(2, 1, *(16,) * ndim)
     wanted = sum(one(image).softmax(1) for one in _forwards(plan, 2)) / 2
     said = teacher.scores(image)
     assert not said.requires_grad
     torch.testing.assert_close(said.softmax(1), wanted)
+
+
+def _opened(plan, folder, member=None):
+    return open_teacher(check_teacher(plan, folder), plan, CPU, member=member)
+
+
+def test_one_member_alone_may_teach_the_fold_it_never_saw(tmp_path):
+    plan = tiny_plan()
+    folder = _teacher(tmp_path / "bundle", plan, members=2, scores={"splits_sha256": "5"})
+    bundle = check_teacher(_with_loss(plan), folder)
+    assert [unseen_member(bundle, fold, "5") for fold in (0, 1, 2, "all")] == ["0", "1", None, None]
+    assert unseen_member(bundle, 0, "other") is None
+    assert unseen_member(bundle, 0, None) is None
+    image = torch.randn(1, 1, 16, 16, 16)
+    _, second = _forwards(plan, 2)
+    torch.testing.assert_close(_opened(_with_loss(plan), folder, "1").scores(image), second(image))
 
 
 def _with_loss(plan):
@@ -61,7 +77,7 @@ def test_the_mean_over_regions_is_one_of_each_region():
 
 
 def test_without_loss_and_teacher_there_is_nothing_to_open():
-    assert open_teacher(tiny_plan(), None, CPU) is None
+    assert check_teacher(tiny_plan(), None) is None
 
 
 @pytest.mark.parametrize(
@@ -76,14 +92,14 @@ def test_without_loss_and_teacher_there_is_nothing_to_open():
 def test_what_does_not_go_together_is_refused(tmp_path, student, teacher, says):
     folder = None if teacher is None else _teacher(tmp_path / "bundle", teacher)
     with pytest.raises(PlanError, match=says):
-        open_teacher(student, folder, CPU)
+        check_teacher(student, folder)
 
 
 def test_a_student_that_sees_only_its_teacher_comes_to_say_what_it_says(tmp_path):
     cache = tmp_path / "cache"
     names = fill_cache(cache)
     plan = _plan(alpha=1.0, epochs=6, steps_per_epoch=10, augment=(), optimizer=Step("adamw", {"lr": 0.01}))
-    teacher = open_teacher(plan, _teacher(tmp_path / "bundle", tiny_plan(), seed=3), CPU)
+    teacher = _opened(plan, _teacher(tmp_path / "bundle", tiny_plan(), seed=3))
     rows = []
     fit(plan, names[:2], names[2:], cache, tmp_path / "run", device=CPU, teacher=teacher, hooks=[_kept(rows)])
     assert rows[-1]["val_loss"] < 0.5 * rows[0]["val_loss"]
@@ -97,7 +113,7 @@ def test_a_run_belongs_to_its_teacher(tmp_path):
     cache = tmp_path / "cache"
     names = fill_cache(cache)
     plan = _plan(epochs=1, steps_per_epoch=2)
-    first, second = (open_teacher(plan, _teacher(tmp_path / f"b{n}", tiny_plan(), seed=n), CPU) for n in (1, 2))
+    first, second = (_opened(plan, _teacher(tmp_path / f"b{n}", tiny_plan(), seed=n)) for n in (1, 2))
     fit(plan, names[:2], names[2:], cache, tmp_path / "run", device=CPU, teacher=first)
     with pytest.raises(TrainingError, match="another plan"):
         fit(plan, names[:2], names[2:], cache, tmp_path / "run", device=CPU, teacher=second)
