@@ -172,10 +172,13 @@ def augmentation(
 
     Where the patch is more than 3 times larger in plane than across, rotation and zoom stay in the plane. Long 2D
     patches (aspect above 1.5) rotate little, because turned ones would leave the scan. Ultrasound ("us") and cone-beam
-    CT ("cbct") get what their machines do to pictures. A patch that is the `whole` scan, in which landmarks are looked
+    CT ("cbct") get what their machines do to pictures; volumes of ultrasound only speckle, because their headers do not
+    say which way the probe looked. A patch that is the `whole` scan, in which landmarks are looked
     for, keeps its way up and about its size.
     """
     ultrasound, (machine, own) = modality == "us", MACHINES.get(modality or "", ("", ()))
+    if ultrasound and patch[0] > 1:
+        machine, own = "speckle of ultrasound", (Step("speckle"),)
     in_plane = patch[0] > 1 and max(patch) / patch[0] > 3
     aspect = max(patch[1:]) / min(patch[1:])
     flat = patch[0] == 1

@@ -62,7 +62,11 @@ def test_long_2d_patches_turn_little(patch, degrees):
 
 def test_ultrasound_gets_speckle_and_stays_upright():
     decision = presets.augmentation((1, 64, 64), mirror(2), modality="us")
-    assert "speckle" in _uses(decision) and decision.value[0].options["degrees"] == 15.0
+    assert decision.value[0].options["degrees"] == 15.0
+    depth = {"time_gain", "attenuation", "shadow"}
+    assert depth | {"speckle"} <= set(_uses(decision))
+    volume = set(_uses(presets.augmentation((32, 64, 64), None, modality="us")))
+    assert "speckle" in volume and not depth & volume
 
 
 def test_cone_beam_scans_get_what_their_machines_do_and_others_do_not():

@@ -16,7 +16,7 @@ from medseg.io.datasets import read_dataset
 from medseg.io.images import read_labels
 from medseg.io.records import read_record
 from medseg.types.dataset import Split
-from medseg.types.plan import Step
+from medseg.types.plan import LossTerm, Step
 from medseg.workflow import devices, validation
 from medseg.workflow.devices import resolve_device, resolve_precision
 from medseg.workflow.predict import load_model
@@ -194,3 +194,18 @@ def test_cases_added_later_join_the_folds_and_the_others_stay(trained, pictures,
     assert [set(old.val) - set(new.val) for old, new in zip(before, after, strict=True)] == [set()] * len(before)
     assert sum(data.cases[-1].id in split.val for split in after) == 1
     assert _splits(data, tmp_path, "cv") == after
+
+
+def test_a_student_says_whether_its_teacher_saw_what_it_is_scored_on(pictures, trained, tmp_path, caplog):
+    student = flat_plan(losses=(LossTerm(1.0, "distillation"),))
+    run = tmp_path / "student"
+    run.mkdir()
+    shutil.copy(trained / "splits.json", run)
+    bundle = train(student, pictures, run, folds=1, device="cpu", teacher=trained)
+    assert bundle.scores["teacher"]["never_saw_validation"] is True
+    with caplog.at_level(logging.WARNING, logger="medseg"):
+        bundle = train(student, pictures, run, folds=2, device="cpu", teacher=trained)
+    assert bundle.scores["teacher"]["never_saw_validation"] is False
+    assert "too good" in caplog.text
+    with pytest.raises(PlanError, match="needs a teacher"):
+        train(student, pictures, tmp_path / "alone", folds=1, device="cpu")
