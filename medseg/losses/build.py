@@ -70,7 +70,8 @@ def build_loss(terms: Sequence[LossTerm], *, where: str = "training.losses") -> 
 
     A term is a function `(output, batch, *, options) -> Tensor`. Those in LOSSES, and terms of the user's own, see one
     decoder scale at a time: `output.logits[0]` and `batch.target` have one size, and `batch.spacing` is that scale's.
-    Scales weigh 1, 1/2, 1/4 ...; where there are several the lowest weighs 0; the weights sum to 1 (Isensee 2021).
+    Scales weigh 1, 1/2, 1/4 ...; where there are several the lowest weighs 0; the weights sum to 1 (Isensee 2021). A
+    backbone with `scale_weights` says itself how much each counts beside the others.
     Those in WHOLE_LOSSES are called once, with everything. "dice_ce" is told as the two terms it is. Raises PlanError
     for unknown names and options, and when called for a term of logits without logits.
     """
@@ -101,7 +102,7 @@ _Seen = Sequence[tuple[float, NetworkOutput, Batch]]
 
 def _scales(output: NetworkOutput, batch: Batch) -> _Seen:
     """Share, logits and target of every decoder scale that counts."""
-    shares = zip(scale_weights(len(output.logits)), output.logits, strict=True)
+    shares = zip(scale_weights(len(output.logits), output.scale_weights), output.logits, strict=True)
     return [
         (share, replace(output, logits=(logits,)), at_scale(batch, logits.shape[2:]))
         for share, logits in shares

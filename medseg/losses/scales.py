@@ -8,16 +8,18 @@ import torch
 from medseg.types.tensors import Batch
 
 
-def scale_weights(scales: int) -> tuple[float, ...]:
-    """Share of each decoder scale, finest first.
+def scale_weights(scales: int, wanted: Sequence[float] = ()) -> tuple[float, ...]:
+    """Share of each decoder scale, finest first: as `wanted`, or half as much each, the coarsest of several nothing.
 
     >>> scale_weights(3)
     (0.6666666666666666, 0.3333333333333333, 0.0)
+    >>> scale_weights(2, (1.0, 1.0, 1.0))
+    (0.5, 0.5)
     """
-    halves = [0.5**i for i in range(scales)]
-    if scales > 1:
-        halves[-1] = 0.0
-    return tuple(half / sum(halves) for half in halves)
+    weights = list(wanted[:scales]) or [0.5**i for i in range(scales)]
+    if scales > 1 and not wanted:
+        weights[-1] = 0.0
+    return tuple(weight / sum(weights) for weight in weights)
 
 
 def at_scale(batch: Batch, size: Sequence[int]) -> Batch:

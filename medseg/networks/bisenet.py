@@ -82,6 +82,7 @@ class BiSeNet(nn.Module):
         self.fusion = Fusion(2 * width, 2 * width, pooling, style)
         self.last = ConvNormAct(2 * width, sizes.channels[0], kernel, ones, style)
         self.feature_channels = (sizes.channels[0], width, width)
+        self.scale_weights = (1.0, 1.0, 1.0)  # two auxiliary losses, each with the weight of the main one
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         self.sizes.check(image.shape[2:])

@@ -75,6 +75,7 @@ class HeadedNetwork(nn.Module):
         self.backbone = backbone
         self.heads = nn.ModuleList(heads)
         self.deep_supervision = deep_supervision
+        self.scale_weights = tuple(getattr(backbone, "scale_weights", ()))
         self.channels_last = False
 
     def forward(self, image: Float[Tensor, "b c *s"]) -> NetworkOutput:
@@ -83,7 +84,8 @@ class HeadedNetwork(nn.Module):
         found = self.backbone(image)
         found = found if isinstance(found, Decoded) else Decoded(tuple(found))
         scales = found.features if self.training and self.deep_supervision else found.features[:1]
-        return merged([NetworkOutput(sides=found.sides), *(head(scales) for head in self.heads)])
+        own = NetworkOutput(sides=found.sides, scale_weights=self.scale_weights if len(scales) > 1 else ())
+        return merged([own, *(head(scales) for head in self.heads)])
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "HeadedNetwork":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -122,6 +124,10 @@ def build_network(network: Network, *, channels: int, outputs: int, deep_supervi
             where="network.use",
             hint="give the module an attribute feature_channels, a tuple of int, finest first",
         )
+    weights = getattr(backbone, "scale_weights", features)
+    if len(weights) != len(features) or min(weights) < 0 or sum(weights) == 0:
+        what = f'"{network.use}" weighs its {len(features)} scales by {tuple(weights)}'
+        raise PlanError(what, where="network.use", hint="give scale_weights a number from 0 per feature, not all 0")
     if not network.heads:
         raise PlanError("no heads", where="network.heads", hint="give at least one")
     heads = [

@@ -3,7 +3,8 @@
 A backbone is a function `(topology, *, in_channels, **options) -> nn.Module`. The module maps an image
 (b, c, *s) to a tuple of decoder features, finest first, and says how many channels each has in its attribute
 `feature_channels`, a tuple of int. Nothing else is asked of it. A function that has the keyword `outputs` is told the
-number of logits; a module that has logits of its own returns a `Decoded`.
+number of logits; a module that has logits of its own returns a `Decoded`; one whose scales do not count 1, 1/2, 1/4 ...
+in losses has an attribute `scale_weights`, a number per feature.
 """
 
 from collections.abc import Sequence

@@ -69,7 +69,8 @@ class NetworkOutput:
 
     `logits` per decoder scale, finest first. `boundaries` one per boundary module. `heatmaps` at the image's size and
     `points` in its voxels, float32, of landmark heads. `distances` signed and normalised, at the image's size. `sides`
-    logits that a backbone has of its own, each at its own size, with one channel per output.
+    logits that a backbone has of its own, each at its own size, with one channel per output. `scale_weights` are how
+    much a backbone wants each of the `logits` to count, finest first; empty for the default of the losses.
     """
 
     logits: tuple[Float[Tensor, "b k ..."], ...] = ()
@@ -78,6 +79,7 @@ class NetworkOutput:
     points: Float[Tensor, "b n d"] | None = None
     distances: Float[Tensor, "b k *s"] | None = None
     sides: tuple[Float[Tensor, "b k ..."], ...] = ()
+    scale_weights: tuple[float, ...] = ()
 
     def as_float32(self) -> "NetworkOutput":
         """The same in float32, for losses; landmark heads compute in float32 from the start."""

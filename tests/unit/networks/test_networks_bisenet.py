@@ -5,10 +5,12 @@ import torch
 from torch import nn
 
 from medseg.errors import PlanError
+from medseg.losses.build import at_scale, build_loss
 from medseg.networks.bisenet import Fusion, Refinement, bisenet
 from medseg.networks.blocks.conv import Style
 from medseg.networks.build import build_network
-from medseg.types.plan import Network, Topology
+from medseg.types.plan import LossTerm, Network, Topology
+from medseg.types.tensors import Batch, NetworkOutput
 
 DEEP = Topology(2, (4, 6, 8, 10, 12, 14), ((1, 1, 1),) + ((1, 2, 2),) * 5, ((1, 3, 3),) * 6, (1,) * 6)
 SHORT = Topology(2, (4, 6, 8), ((1, 1, 1), (1, 2, 1), (1, 2, 2)), ((1, 3, 3), (1, 3, 1), (1, 3, 3)), (1, 2, 1))
@@ -45,6 +47,19 @@ def test_every_weight_learns(options: dict[str, object]) -> None:
         with torch.no_grad():
             torch._foreach_sub_(list(network.parameters()), [1e-3 * p.grad for p in network.parameters()])
     assert [n for n, p in network.named_parameters() if not p.grad.abs().sum() > 0 and "conv.bias" not in n] == []
+
+
+def test_both_auxiliary_heads_are_taught_as_much_as_the_main_one() -> None:
+    network, batch = _build(DEEP), Batch(torch.randn(2, 2, 64, 64), torch.randint(0, 3, (2, 1, 64, 64)))
+    output = network(batch.image)
+    term = build_loss([LossTerm(1.0, "cross_entropy")])
+    each = [term(NetworkOutput((logits,)), at_scale(batch, logits.shape[2:])).total for logits in output.logits]
+    total = term(output, batch).total
+    torch.testing.assert_close(total, sum(each) / 3)
+    total.backward()
+    assert all(layer.weight.grad.any() for layer in network.heads[0].convs)
+    finest = network.eval()(batch.image)
+    assert finest.scale_weights == () and len(finest.logits) == 1
 
 
 def test_gates_lie_between_0_and_1_and_weigh_whole_channels() -> None:
