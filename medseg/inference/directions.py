@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,14 +10,10 @@ from torch import Tensor
 from medseg.errors import ImageError, PlanError
 from medseg.inference.ensemble import predict_scores
 from medseg.inference.sliding_window import Forward
-from medseg.types.geometry import Size3
+from medseg.types.geometry import AXES, MOST_ANISOTROPIC, Size3, slice_across
 from medseg.types.image import Image, Slab
-from medseg.types.plan import Plan
+from medseg.types.plan import Direction, Plan
 from medseg.types.progress import Progress, Report, silent
-
-Direction = Literal["z", "y", "x"]
-AXES: tuple[Direction, ...] = ("z", "y", "x")
-_MOST_ANISOTROPIC = 2.0  # coarsest over finest spacing at which slices along all axes still look alike
 
 
 def predict_directions(
@@ -45,7 +40,7 @@ def predict_directions(
     for name in sorted(set(directions), key=AXES.index):
         axis = AXES.index(name)
         turned = [_across(member, axis) for member in members] if flat else members
-        patch = slice_window(plan.sampling.patch, axis) if flat else thin_window(plan, axis)
+        patch = slice_across(plan.sampling.patch, axis) if flat else thin_window(plan, axis)
         said = _named(report, name)
         streams.append(predict_scores(turned, image, plan, device=device, patch=patch, report=said))
     counts = Counter(directions)
@@ -77,17 +72,6 @@ def weighted_mean(streams: Sequence[Iterable[Slab]], weights: Sequence[float]) -
         ]
 
 
-def slice_window(patch: Size3, axis: int) -> Size3:
-    """The patch (1, height, width) of a 2D network as a window whose slice lies across `axis`.
-
-    >>> slice_window((1, 16, 32), 1)
-    (16, 1, 32)
-    """
-    size = [patch[1], patch[2]]
-    size.insert(axis, 1)
-    return size[0], size[1], size[2]
-
-
 def thin_window(plan: Plan, axis: int) -> Size3:
     """The patch with its thinnest side along `axis`; PlanError if it has none, or if it does not fit the network."""
     patch = plan.sampling.patch
@@ -113,7 +97,7 @@ def _check(image: Image, plan: Plan, directions: Sequence[Direction]) -> None:
         hint = "leave out --directions"
         raise ImageError("is a single slice, which has no other directions", hint=hint)
     spacing = image.geometry.spacing_mm
-    if plan.network.topology.ndim == 2 and max(spacing) > _MOST_ANISOTROPIC * min(spacing) * (1 + 1e-6):
+    if plan.network.topology.ndim == 2 and max(spacing) > MOST_ANISOTROPIC * min(spacing) * (1 + 1e-6):
         rounded = tuple(round(step, 4) for step in spacing)
         what = f"has a spacing of {rounded} {image.geometry.unit}, too anisotropic for slices along every axis"
         raise ImageError(what, hint="leave out --directions; at most 1 to 2 is taken")

@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from medseg.errors import PlanError
 from medseg.networks.blocks.conv import ActKind, ConvNormAct, NormKind, Style, initialise
 from medseg.networks.unet import Sizes, unet
+from medseg.types.geometry import MOST_ANISOTROPIC
 from medseg.types.plan import Topology
 
-MOST_ANISOTROPIC = 2.0  # coarsest over finest spacing at which slices along all axes still look alike
 _FUSIONS = ("concat", "mean")
 _MIXING = ("batch", "switchable")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medseg.augment.chain import build_augment, margin
 from medseg.augment.mixup import build_mixing
-from medseg.errors import MedsegError, TrainingError
+from medseg.errors import MedsegError, PlanError, TrainingError
 from medseg.io.cache import CachedCase
 from medseg.training.focus import NOTHING, Known, Sampler, build_sampler
 from medseg.training.sampling import (
@@ -30,9 +30,9 @@ from medseg.training.sampling import (
     is_forced,
     read_patch,
 )
-from medseg.types.geometry import Box, Size3
+from medseg.types.geometry import AXES, MOST_ANISOTROPIC, Box, Size3, slice_across
 from medseg.types.labels import Labels
-from medseg.types.plan import Plan
+from medseg.types.plan import Direction, Plan
 from medseg.types.tensors import Batch, Patch
 
 T = TypeVar("T")
@@ -131,15 +131,18 @@ def _read(
     plan: Plan, case: CachedCase, place: np.random.Generator, shown: tuple[bool, Size3 | None], size: Size3
 ) -> Patch:
     """A patch; `shown` says whether it must show something, and which voxel of a class if there is one."""
-    sampling, (forced, voxel) = plan.sampling, shown
+    patch, across, (forced, voxel) = plan.sampling.patch, 0, shown
     try:
+        if plan.sampling.directions:
+            across = _draw_axis(place, case, plan.sampling.directions)
+            patch, size = slice_across(patch, across), slice_across(size, across)
         if plan.landmarks:
-            box = _with_points(place, case, sampling.patch, voxel or (draw_point(place, case) if forced else None))
+            box = _with_points(place, case, patch, voxel or (draw_point(place, case) if forced else None))
         elif voxel is None and case.inside is not None and len(case.inside):
-            box = centred_box(place, case.shape, sampling.patch, case.inside)
+            box = centred_box(place, case.shape, patch, case.inside)
         else:
-            box = draw_box(place, case.shape, sampling.patch, voxel)
-        return read_patch(case, grow(box, size), ndim=plan.network.topology.ndim)
+            box = draw_box(place, case.shape, patch, voxel)
+        return read_patch(case, grow(box, size), ndim=plan.network.topology.ndim, across=across)
     except MedsegError as error:
         raise TrainingError(error.what, where=f"{case.case_id}: {error.where}", hint=error.hint) from error
     except Exception as error:
@@ -148,6 +151,15 @@ def _read(
             where=case.case_id,
             hint="delete this case from the cache folder and train again",
         ) from error
+
+
+def _draw_axis(place: np.random.Generator, case: CachedCase, directions: Sequence[Direction]) -> int:
+    """The axis of a slice; raises PlanError for scans whose slices do not look alike along all of them."""
+    spacing = case.geometry.spacing_mm
+    if max(spacing) > MOST_ANISOTROPIC * min(spacing) * (1 + 1e-6):
+        what = f"a spacing of {spacing} is too anisotropic for slices along every axis"
+        raise PlanError(what, where="sampling.directions", hint="leave directions out")
+    return AXES.index(directions[int(place.integers(len(directions)))])
 
 
 def _with_points(place: np.random.Generator, case: CachedCase, patch: Size3, voxel: Size3 | None) -> Box:

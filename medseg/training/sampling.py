@@ -98,8 +98,8 @@ def grow(box: Box, size: Size3) -> Box:
     return _box(starts, size)
 
 
-def read_patch(case: CachedCase, box: Box, *, ndim: int) -> Patch:
-    """The voxels of `box`, zeros outside the scan; for `ndim` 2 the single slice as (c, y, x).
+def read_patch(case: CachedCase, box: Box, *, ndim: int, across: int = 0) -> Patch:
+    """The voxels of `box`, zeros outside the scan; for `ndim` 2 the single slice across an axis, (c, y, x) of z.
 
     Points are those of the case in the voxels of the box, also outside of it; of a slice only those that lie in it.
     """
@@ -113,7 +113,7 @@ def read_patch(case: CachedCase, box: Box, *, ndim: int) -> Patch:
         return Patch(grey, values, points)
     if points is not None:
         points = points[:, 1:].masked_fill(points[:, :1].abs() > 0.5, torch.nan)
-    return Patch(grey.squeeze(1), values.squeeze(1), points)
+    return Patch(grey.squeeze(1 + across), values.squeeze(1 + across), points)
 
 
 def _box(starts: Sequence[int], size: Size3) -> Box:

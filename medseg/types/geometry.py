@@ -11,7 +11,20 @@ from medseg.errors import GeometryError
 Size3 = tuple[int, int, int]
 Vec3 = tuple[float, float, float]
 Mat3 = tuple[Vec3, Vec3, Vec3]
+AXES: tuple[Literal["z"], Literal["y"], Literal["x"]] = ("z", "y", "x")
+MOST_ANISOTROPIC = 2.0  # coarsest over finest spacing at which slices across all axes still look alike
 IDENTITY: Mat3 = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+
+
+def slice_across(patch: Size3, axis: int) -> Size3:
+    """The patch (1, height, width) of a slice as one that lies across `axis`.
+
+    >>> slice_across((1, 16, 32), 1)
+    (16, 1, 32)
+    """
+    size = [patch[1], patch[2]]
+    size.insert(axis, 1)
+    return size[0], size[1], size[2]
 
 
 @dataclass(frozen=True)

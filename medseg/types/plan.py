@@ -12,6 +12,7 @@ Scalar = bool | int | float | str
 Option = Scalar | None | list[Scalar]
 Options = Mapping[str, Option]
 Precision = Literal["bf16", "fp16", "fp32"]
+Direction = Literal["z", "y", "x"]
 SCHEMA = "medseg.plan/1"
 
 
@@ -104,13 +105,15 @@ class Network:
 class Sampling:
     """What one optimiser step sees; patch is (z, y, x) voxels of the network grid.
 
-    `focus` chooses the case of a patch, and the class of one that must show foreground.
+    `focus` chooses the case of a patch, and the class of one that must show foreground. `directions` are the axes
+    across which a 2D network sees slices, in training and prediction; none stands for z.
     """
 
     patch: Size3
     batch: int
     foreground_fraction: float = 0.33
     focus: Step = Step("uniform_classes")
+    directions: tuple[Direction, ...] = ()
 
 
 @dataclass(frozen=True)

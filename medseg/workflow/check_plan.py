@@ -36,6 +36,7 @@ def check_plan(plan: Plan) -> tuple[str, ...]:
         resolve(step.use, table, step.options, where=where)
         refs.append(code_ref(step.use))
     _check_names(plan)
+    _check_directions(plan)
     refuse_fights(plan)
     _check_landmarks(plan)
     return tuple(dict.fromkeys(ref for ref in refs if ref is not None))
@@ -84,6 +85,21 @@ def _check_names(plan: Plan) -> None:
             where = f"postprocess[{index}].options.names"
             known = ", ".join(plan.labels.names())
             raise PlanError(f"no label is called {', '.join(unknown)}", where=where, hint=f"labels are {known}")
+
+
+def _check_directions(plan: Plan) -> None:
+    """That slices can be taken across the axes that sampling names."""
+    if not plan.sampling.directions:
+        return
+    what = ""
+    if plan.network.topology.ndim == 3:
+        what = "a 3D network takes no slices"
+    elif plan.landmarks:
+        what = "a landmark lies in one slice only"
+    elif plan.inference.swap_labels and set(plan.sampling.directions) != {"z"}:
+        what = "slices across y and x do not tell left from right"
+    if what:
+        raise PlanError(what, where="sampling.directions", hint="leave directions out")
 
 
 def _check_landmarks(plan: Plan) -> None:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Shaped
 
 from medseg.errors import BundleError, DatasetError, ImageError, PlanError
-from medseg.inference.directions import Direction, predict_directions
+from medseg.inference.directions import predict_directions
 from medseg.inference.ensemble import NetworkForward, load_members, predict_scores
 from medseg.inference.landmarks import WholeForward, predict_whole, within_scan
 from medseg.inference.sliding_window import Forward
@@ -26,7 +26,7 @@ from medseg.preprocess.fan import cut_to_fan, has_fan, image_fan
 from medseg.preprocess.native import most_probable, native_labels, native_probabilities
 from medseg.types.geometry import Geometry
 from medseg.types.image import Image, LabelMap, Probabilities, Slab
-from medseg.types.plan import Plan
+from medseg.types.plan import Direction, Plan
 from medseg.types.progress import Report, silent
 from medseg.types.result import ModelBundle, Prediction
 from medseg.workflow.devices import resolve_device, resolve_precision
@@ -45,7 +45,7 @@ class PredictOptions:
     case is given up (needs workers). `keep_identifiers`: name DICOM results after folders and say paths in full, though
     people name both after patients. `spacing_mm` (y, x): of flat images and ultrasound that state none.
     `temporal_median`: frames of an ultrasound cine whose probabilities are smoothed together, an odd number.
-    `directions`: axes z, y, x across which a scan is predicted in slices, and the mean taken; none is the plan's way.
+    `directions`: axes z, y, x across which a scan is predicted in slices, and the mean taken, instead of the plan's.
     """
 
     device: str = "auto"
@@ -155,8 +155,10 @@ def predict_image(
     plan = tuned(bundle.plan, options)
     prepared = prepare_image(image, plan.preprocess)
     landmarks = None
-    if options.directions:
-        scores = predict_directions(members, prepared, plan, options.directions, device=device, report=report)
+    several = prepared.geometry.shape[0] > 1
+    directions = options.directions or (plan.sampling.directions if several else ())
+    if directions:
+        scores = predict_directions(members, prepared, plan, directions, device=device, report=report)
     elif plan.landmarks:
         whole = predict_whole(_whole(members), prepared, plan, device=device, report=report)
         landmarks, scores = within_scan(whole.landmarks, image.geometry), whole.slabs()

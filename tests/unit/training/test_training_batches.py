@@ -77,7 +77,7 @@ def test_validation_batches_repeat_and_go_round_all_cases(cases, monkeypatch):
     seen = []
     read = module.read_patch
     monkeypatch.setattr(
-        module, "read_patch", lambda case, box, ndim: (seen.append(case.case_id), read(case, box, ndim=ndim))[1]
+        module, "read_patch", lambda case, box, **more: (seen.append(case.case_id), read(case, box, **more))[1]
     )
     once = list(validation_batches(plan, cases, steps=3, device=CPU))
     assert same(once, list(validation_batches(plan, cases, steps=3, device=CPU, workers=2)))
