@@ -80,7 +80,7 @@ def validation_batches(
     def load(step: int, index: int) -> Patch:
         case = cases[(step * plan.sampling.batch + index) % len(cases)]
         place, _ = generators(plan.training.seed, VALIDATE, step, index)
-        forced = is_forced(index, plan.sampling.batch, plan.sampling.foreground_fraction)
+        forced = is_forced(step, index, plan.sampling.batch, plan.sampling.foreground_fraction)
         voxel = draw_voxel(place, case.foreground, plan.labels) if forced else None
         return _read(plan, case, place, (forced, voxel), plan.sampling.patch)
 
@@ -92,7 +92,7 @@ def validation_batches(
 def draw_sample(plan: Plan, sampler: Sampler, step: int, index: int, known: Known = NOTHING) -> Drawn:
     """Sample `index` of `step` before augmentation, with the margin that augmentation needs, and its generator."""
     place, rng = generators(plan.training.seed, TRAIN, step, index)
-    forced = is_forced(index, plan.sampling.batch, plan.sampling.foreground_fraction)
+    forced = is_forced(step, index, plan.sampling.batch, plan.sampling.foreground_fraction)
     case, voxel = sampler.choose(place, forced, known)
     return _read(plan, case, place, (forced, voxel), margin(plan.training.augment, plan.sampling.patch, rng)), rng
 
@@ -103,7 +103,7 @@ def drawn_cases(plan: Plan, sampler: Sampler, step: int, known: Known = NOTHING)
     found = []
     for index in range(sampling.batch):
         place, _ = generators(plan.training.seed, TRAIN, step, index)
-        case, _ = sampler.choose(place, is_forced(index, sampling.batch, sampling.foreground_fraction), known)
+        case, _ = sampler.choose(place, is_forced(step, index, sampling.batch, sampling.foreground_fraction), known)
         found.append(case.case_id)
     return found
 

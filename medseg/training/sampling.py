@@ -26,16 +26,21 @@ def generators(seed: int, stream: int, step: int, index: int) -> tuple[np.random
     return place, augment
 
 
-def is_forced(index: int, batch: int, fraction: float) -> bool:
-    """Whether a sample must show foreground: the last round(batch * fraction), at least one of two or more.
+def is_forced(step: int, index: int, batch: int, fraction: float) -> bool:
+    """Whether sample `index` of `step` must show foreground: the last round(batch * fraction), at least one of two.
 
-    >>> [is_forced(i, 2, 0.33) for i in range(2)], sum(is_forced(i, 9, 0.33) for i in range(9))
+    A batch of one shows it in that share of the steps, evenly spread.
+
+    >>> [is_forced(0, i, 2, 0.33) for i in range(2)], sum(is_forced(0, i, 9, 0.33) for i in range(9))
     ([False, True], 3)
+    >>> [is_forced(step, 0, 1, 0.33) for step in range(4)]
+    [False, False, False, True]
     """
     if fraction <= 0:
         return False
-    forced = round(batch * fraction)
-    return index >= batch - (max(forced, 1) if batch >= 2 else forced)
+    if batch == 1:
+        return int((step + 1) * fraction) > int(step * fraction)
+    return index >= batch - max(round(batch * fraction), 1)
 
 
 def draw_voxel(rng: np.random.Generator, foreground: Mapping[int, np.ndarray], labels: Labels) -> Size3 | None:

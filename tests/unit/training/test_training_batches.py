@@ -109,10 +109,12 @@ def test_regions_get_one_channel_each_and_share_voxels():
 
 
 def test_the_last_third_of_a_batch_is_forced():
-    counts = [sum(is_forced(i, batch, 0.33) for i in range(batch)) for batch in (1, 2, 3, 9, 12)]
+    counts = [sum(is_forced(0, i, batch, 0.33) for i in range(batch)) for batch in (1, 2, 3, 9, 12)]
     assert counts == [0, 1, 1, 3, 4]
-    assert is_forced(8, 9, 0.33) and not is_forced(5, 9, 0.33)
-    assert not is_forced(1, 2, 0.0)
+    assert is_forced(0, 8, 9, 0.33) and not is_forced(0, 5, 9, 0.33)
+    assert not is_forced(0, 1, 2, 0.0)
+    alone = [is_forced(step, 0, 1, 0.33) for step in range(300)]
+    assert sum(alone) == 99 and max(len(gap) for gap in "".join("F-"[not f] for f in alone).split("F")) <= 3
 
 
 def test_classes_are_drawn_evenly_however_large():
