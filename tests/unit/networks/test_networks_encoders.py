@@ -267,3 +267,11 @@ def test_shuffle_units_have_the_published_parameters_and_pass_half_their_channel
     assert torch.equal(y[:, ::2], x[:, :5]) and not torch.equal(y[:, 1::2], x[:, 5:])
     with pytest.raises(PlanError, match="even"):
         _stage("shuffle", 6, 9, (3, 3), (1, 1), 1)
+
+
+def test_a_convnext_stage_may_be_a_stem_of_patches_of_four() -> None:
+    topology = Topology(2, (4, 8), ((1, 1, 1), (1, 4, 4)), ((1, 3, 3),) * 2, (1, 1))
+    network = build_network(Network("unet", topology, options={"encoder": "convnext"}), channels=1, outputs=2)
+    stem = network.get_submodule("backbone.encoder.1.0.1")
+    assert stem.weight.shape == (8, 4, 4, 4) and stem.stride == (4, 4)
+    assert network(torch.randn(1, 1, 8, 12)).logits[0].shape == (1, 2, 8, 12)
