@@ -81,7 +81,8 @@ def predict(
         Smooth an ultrasound cine: the median of each class's probability over so many frames, an odd number.
     directions
         Axes across which a near-isotropic scan is predicted in slices by a 2D model, and the mean taken: z y x, one
-        named twice counts twice. For a 3D model, the axes along which its windows are thinnest.
+        named twice counts twice; by default those it was trained on. For a 3D model, the axes along which its windows
+        are thinnest.
     study
         StudyInstanceUID, with dicomweb:URL.
     series

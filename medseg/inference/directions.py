@@ -48,6 +48,21 @@ def predict_directions(
     return weighted_mean(streams, weights)
 
 
+def unlearnt(plan: Plan, directions: Sequence[Direction]) -> tuple[str, ...]:
+    """A warning where a 2D network is asked for slices that it has never seen, which may ruin the result.
+
+    A network of hippocampus slices across z fell from Dice 0.76 to 0.07 when those across y and x were averaged in.
+    """
+    learnt = plan.sampling.directions or ("z",)
+    new = sorted(set(directions) - set(learnt), key=AXES.index)
+    if not new or plan.network.topology.ndim == 3:
+        return ()
+    return (
+        f"predicted across {' '.join(new)}, but the model learnt slices across {' '.join(learnt)} only: "
+        "compare with the prediction without --directions",
+    )
+
+
 def weighted_mean(streams: Sequence[Iterable[Slab]], weights: Sequence[float]) -> Iterator[Slab]:
     """The weighted sum of streams of slabs that cover the same rows; a row is given as soon as every stream has it.
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Shaped
 
 from medseg.errors import BundleError, DatasetError, ImageError, PlanError
-from medseg.inference.directions import predict_directions
+from medseg.inference.directions import predict_directions, unlearnt
 from medseg.inference.ensemble import NetworkForward, load_members, predict_scores
 from medseg.inference.landmarks import WholeForward, predict_whole, within_scan
 from medseg.inference.sliding_window import Forward
@@ -170,7 +170,7 @@ def predict_image(
     if (dicom_us or has_fan(plan.preprocess)) and image.geometry.shape[0] == 1:
         labels = cut_to_fan(labels, image_fan(image))
     cleaned = clean(labels, plan.postprocess if options.clean else ())
-    found = landmarks.warnings if landmarks is not None else ()
+    found = landmarks.warnings if landmarks is not None else unlearnt(plan, directions)
     warnings = tuple(dict.fromkeys((*prepared.warnings, *cleaned.warnings, *found)))
     volumes, areas = ({}, areas_mm2(cleaned)) if dicom_us else (volumes_ml(cleaned), {})  # a frame has no thickness
     return Prediction(case_id, cleaned, volumes, probabilities, warnings, image.source, areas, landmarks)

@@ -181,6 +181,8 @@ def test_a_scan_is_predicted_along_its_axes_on_request(tmp_path):
         image, replace(bundle, plan=own), (member,), device=CPU, options=replace(options, directions=())
     )
     np.testing.assert_array_equal(asked.probabilities.array, made.probabilities.array)
+    assert plain.warnings == asked.warnings == ()
+    assert any("across y x, but the model learnt slices across z only" in warning for warning in made.warnings)
     flat = _scan((1, 16, 16))
     single = predict_image(flat, replace(bundle, plan=own), (member,), device=CPU)
     assert np.array_equal(single.labels.array, predict_image(flat, bundle, (member,), device=CPU).labels.array)
