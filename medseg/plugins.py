@@ -4,7 +4,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack, get_args, get_origin
 
 from medseg.errors import PlanError
 
@@ -34,14 +34,23 @@ def _check_options(use: str, function: Callable[..., Any], options: Mapping[str,
             f'"{use}" is no function whose options can be read', where=where, hint="wrap it in one"
         ) from error
     keywords = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-    unknown = sorted(set(options) - keywords)
-    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        allowed = sorted(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+    others = [_named(p) for p in parameters if p.kind is p.VAR_KEYWORD]
+    more = {name for names in others for name in names or ()}
+    unknown = sorted(set(options) - keywords - more)
+    if unknown and None not in others:
+        allowed = sorted({p.name for p in parameters if p.kind is p.KEYWORD_ONLY} | more)
         raise PlanError(f'"{use}" has no option {", ".join(unknown)}', where=where, hint=f"options are {allowed}")
     required = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
     missing = sorted(required - set(options) - _CONTEXT)
     if missing:
         raise PlanError(f'"{use}" needs option {", ".join(missing)}', where=where, hint="add it to options")
+
+
+def _named(parameter: inspect.Parameter) -> tuple[str, ...] | None:
+    """The keywords that `**options: Unpack[Options]` stands for, or None for any."""
+    if get_origin(parameter.annotation) is not Unpack:
+        return None
+    return tuple(get_args(parameter.annotation)[0].__annotations__)
 
 
 # Given by medseg when it builds, never by the plan.

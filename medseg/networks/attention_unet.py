@@ -1,8 +1,12 @@
 """Attention U-Net, 2D or 3D by topology (Oktay 2018)."""
 
+from typing import Unpack
+
 from torch import nn
 
+from medseg.networks.blocks.attention import with_gate
 from medseg.networks.blocks.conv import ActKind, NormKind
+from medseg.networks.blocks.options import BlockOptions
 from medseg.networks.unet import unet
 from medseg.types.plan import Topology
 
@@ -15,9 +19,14 @@ def attention_unet(
     decoder_blocks: int = 2,
     norm: NormKind = "instance",
     act: ActKind = "leaky_relu",
+    attention: str = "none",
     dropout: float = 0.0,
+    **blocks: Unpack[BlockOptions],
 ) -> nn.Module:
-    """U-Net with an attention gate on every skip, led by the coarser decoder feature: `unet` with attention "gate"."""
+    """U-Net with an attention gate on every skip, led by the coarser decoder feature: `unet` with attention "gate".
+
+    Other `attention` is added to the gates.
+    """
     return unet(
         topology,
         in_channels=in_channels,
@@ -25,6 +34,7 @@ def attention_unet(
         decoder_blocks=decoder_blocks,
         norm=norm,
         act=act,
-        attention="gate",
+        attention=with_gate(attention),
         dropout=dropout,
+        **blocks,
     )

@@ -1,7 +1,7 @@
 """BiSeNet: fast 2D segmentation from a path that keeps places and one that sees context (Yu 2018)."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from medseg.errors import PlanError
 from medseg.networks.blocks.attention import after_stage
 from medseg.networks.blocks.conv import ActKind, ConvNormAct, NormKind, Style, conv, initialise
+from medseg.networks.blocks.options import BlockOptions
 from medseg.networks.blocks.resample import resized
 from medseg.networks.blocks.separable import WeightedPool
 from medseg.networks.encoders import stage_kind
@@ -28,6 +29,7 @@ def bisenet(
     act: ActKind = "relu",
     attention: str = "none",
     dropout: float = 0.0,
+    **blocks: Unpack[BlockOptions],
 ) -> nn.Module:
     """BiSeNet: three strided convolutions beside an `encoder` that goes to the coarsest stage (Yu 2018).
 
@@ -44,7 +46,7 @@ def bisenet(
         )
     if pooling not in ("mean", "weighted"):
         raise PlanError(f'unknown pooling "{pooling}"', where="network.options", hint="use mean or weighted")
-    style = Style(norm, act, attention, dropout)
+    style = Style(norm, act, attention, dropout, blocks=blocks)
     refuse_gates(style)
     network = BiSeNet(Sizes(topology), in_channels, encoder, pooling, style)
     initialise(network)
@@ -139,10 +141,12 @@ class Fusion(nn.Module):
 def _stage(sizes: Sizes, inputs: int, k: int, encoder: str, style: Style) -> nn.Sequential:
     """Stage `k` of the context path; its first one is halved by a convolution before anything else."""
     channels, stride, kernel, blocks = sizes.stages()[k]
-    build, parts = stage_kind(encoder), []
+    build, parts = stage_kind(encoder, style.blocks), []
     if k == 1:
         parts, inputs, stride = [ConvNormAct(inputs, channels, kernel, stride, style)], channels, (1, 1)
-    more = after_stage(style.attention, channels, sizes.spacings[k], coarsest=k == len(sizes.channels) - 1)
+    more = after_stage(
+        style.attention, channels, sizes.spacings[k], coarsest=k == len(sizes.channels) - 1, options=style.blocks
+    )
     return nn.Sequential(*parts, build(inputs, channels, kernel, stride, blocks, style), *more)
 
 

@@ -1,13 +1,14 @@
 """Coarse-to-fine stacked networks: each sees the image and what the one before it proposed."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from medseg.errors import PlanError
 from medseg.networks.blocks.conv import ActKind, NormKind, conv, initialise
+from medseg.networks.blocks.options import BlockOptions
 from medseg.networks.unet import unet
 from medseg.types.plan import Topology
 from medseg.types.tensors import Decoded
@@ -29,6 +30,7 @@ def cascade(
     act: ActKind = "leaky_relu",
     attention: str = "none",
     dropout: float = 0.0,
+    **blocks: Unpack[BlockOptions],
 ) -> nn.Module:
     """`levels` U-Nets of one topology in a row, trained together (Zhang 2016).
 
@@ -51,6 +53,7 @@ def cascade(
             encoder=encoder,
             decoder_blocks=decoder_blocks,
             **style,  # type: ignore[arg-type]
+            **blocks,
         )
         for level in range(levels)
     ]

@@ -1,7 +1,7 @@
 """A 3D network made of one 2D network that sees the scan slice by slice along each of its axes."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from medseg.errors import PlanError
 from medseg.networks.blocks.conv import ActKind, ConvNormAct, NormKind, Style, initialise
+from medseg.networks.blocks.options import BlockOptions
 from medseg.networks.unet import Sizes, unet
 from medseg.types.geometry import MOST_ANISOTROPIC
 from medseg.types.plan import Topology
@@ -32,6 +33,7 @@ def direction_fused(
     act: ActKind = "leaky_relu",
     attention: str = "none",
     dropout: float = 0.0,
+    **blocks: Unpack[BlockOptions],
 ) -> nn.Module:
     """Features of slices along z, y and x from one shared 2D U-Net, fused in 3D (Yang 2019).
 
@@ -55,6 +57,7 @@ def direction_fused(
         act=act,
         attention=attention,
         dropout=dropout,
+        **blocks,
     )
     inputs = (3 * width, *[width] * (fuse_blocks - 1)) if fuse == "concat" else ()
     fusion = nn.Sequential(*(ConvNormAct(n, width, kernel, (1, 1, 1), style) for n in inputs))

@@ -1,7 +1,7 @@
 """Encoder stages by name: what a stage of a U-Net is made of.
 
-A stage is a function `(inputs, outputs, kernel, stride, blocks, style) -> nn.Module`; the first of its blocks is
-strided. Kernel and stride have one entry per axis.
+A stage is a function `(inputs, outputs, kernel, stride, blocks, style, *, options) -> nn.Module`; the first of its
+blocks is strided. Kernel and stride have one entry per axis. Options are those of `blocks.options`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +15,14 @@ from medseg.networks.blocks.convnext import ConvNextBlock, patchify
 from medseg.networks.blocks.dense import DenseStage
 from medseg.networks.blocks.grouped import Bottleneck, GroupedResidualBlock
 from medseg.networks.blocks.mobilenet import InvertedResidual
+from medseg.networks.blocks.options import BlockOptions, options_of
 from medseg.networks.blocks.poolformer import PoolFormerBlock
 from medseg.networks.blocks.repvgg import RepVggBlock
 from medseg.networks.blocks.residual import ResidualBlock
 from medseg.networks.blocks.separable import SeparableConv
 from medseg.networks.blocks.shuffle import ShuffleUnit
 
-BuildStage = Callable[[int, int, Sequence[int], Sequence[int], int, Style], nn.Module]
+BuildStage = Callable[..., nn.Module]
 
 
 def plain(
@@ -43,10 +44,17 @@ def residual(
 
 
 def resnext(
-    inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], blocks: int, style: Style
+    inputs: int,
+    outputs: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    blocks: int,
+    style: Style,
+    *,
+    groups: int = 32,
 ) -> nn.Sequential:
-    """`blocks` bottlenecks of up to 32 grouped paths (Xie 2017)."""
-    return _chain(Bottleneck, inputs, outputs, kernel, stride, blocks, style)
+    """`blocks` bottlenecks of up to `groups` paths (Xie 2017)."""
+    return _chain(partial(Bottleneck, groups=groups), inputs, outputs, kernel, stride, blocks, style)
 
 
 def grouped_residual(
@@ -65,17 +73,32 @@ def grouped_residual(
 
 
 def dense(
-    inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], blocks: int, style: Style
+    inputs: int,
+    outputs: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    blocks: int,
+    style: Style,
+    *,
+    growth: int | None = None,
+    theta: float = 0.5,
 ) -> nn.Module:
     """A transition to half the channels, then `blocks` layers that each see all before them (Huang 2017)."""
-    return DenseStage(inputs, outputs, kernel, stride, blocks, style)
+    return DenseStage(inputs, outputs, kernel, stride, blocks, style, growth=growth, theta=theta)
 
 
 def mobilenet(
-    inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], blocks: int, style: Style
+    inputs: int,
+    outputs: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    blocks: int,
+    style: Style,
+    *,
+    expand: int = 6,
 ) -> nn.Sequential:
     """`blocks` inverted residuals with linear ends (Sandler 2018)."""
-    return _chain(InvertedResidual, inputs, outputs, kernel, stride, blocks, style)
+    return _chain(partial(InvertedResidual, expand=expand), inputs, outputs, kernel, stride, blocks, style)
 
 
 def shuffle(
@@ -86,25 +109,41 @@ def shuffle(
 
 
 def convnext(
-    inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], blocks: int, style: Style
+    inputs: int,
+    outputs: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    blocks: int,
+    style: Style,
+    *,
+    expand: int = 4,
+    scale: float = 1e-6,
 ) -> nn.Sequential:
     """`blocks` ConvNeXt blocks after a convolution over whole strides where size or channels change (Liu 2022).
 
     Norm and activation are the paper's, layer norm and GELU, whatever the style.
     """
     entry = [patchify(inputs, outputs, stride)] if inputs != outputs or max(stride) > 1 else []
-    return nn.Sequential(*entry, *(ConvNextBlock(outputs, kernel) for _ in range(blocks)))
+    return nn.Sequential(*entry, *(ConvNextBlock(outputs, kernel, expand=expand, scale=scale) for _ in range(blocks)))
 
 
 def poolformer(
-    inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], blocks: int, style: Style
+    inputs: int,
+    outputs: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    blocks: int,
+    style: Style,
+    *,
+    expand: int = 4,
+    scale: float = 1e-5,
 ) -> nn.Sequential:
     """`blocks` PoolFormer blocks after a strided convolution where size or channels change (Yu 2022).
 
     Norm and activation are the paper's, a norm over all channels and GELU, whatever the style.
     """
     entry = [conv(inputs, outputs, kernel, stride)] if inputs != outputs or max(stride) > 1 else []
-    return nn.Sequential(*entry, *(PoolFormerBlock(outputs, kernel) for _ in range(blocks)))
+    return nn.Sequential(*entry, *(PoolFormerBlock(outputs, kernel, expand=expand, scale=scale) for _ in range(blocks)))
 
 
 def repvgg(
@@ -154,9 +193,10 @@ ENCODERS: Mapping[str, BuildStage] = {
 }
 
 
-def stage_kind(encoder: str) -> BuildStage:
-    """The builder of stages named `encoder`; raises PlanError if there is none."""
+def stage_kind(encoder: str, options: BlockOptions | None = None) -> BuildStage:
+    """The builder of stages named `encoder`, with its options; raises PlanError if there is none."""
     if encoder not in ENCODERS:
         hint = f"use one of {', '.join(sorted(ENCODERS))}"
         raise PlanError(f'unknown encoder "{encoder}"', where="network.options", hint=hint)
-    return ENCODERS[encoder]
+    own = options_of(encoder, options or {})
+    return partial(ENCODERS[encoder], **own) if own else ENCODERS[encoder]

@@ -1,12 +1,14 @@
 """Fully convolutional networks without a decoder, as baselines (Long 2015)."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from torch import Tensor, nn
 
 from medseg.errors import PlanError
 from medseg.networks.blocks.attention import after_stage
 from medseg.networks.blocks.conv import ActKind, NormKind, Style, conv, initialise
+from medseg.networks.blocks.options import BlockOptions
 from medseg.networks.blocks.resample import resized
 from medseg.networks.unet import Sizes, encoder_stages, refuse_gates
 from medseg.types.plan import Topology
@@ -23,6 +25,7 @@ def fcn(
     act: ActKind = "leaky_relu",
     attention: str = "none",
     dropout: float = 0.0,
+    **blocks: Unpack[BlockOptions],
 ) -> nn.Module:
     """FCN-8s, or -16s, -32s by `finest`: 1x1 convolutions of coarse stages, enlarged linearly and summed.
 
@@ -33,7 +36,7 @@ def fcn(
     """
     if finest < 1 or width < 1:
         raise PlanError(f"finest is {finest}, width {width}", where="network.options", hint="use 1 or more")
-    style, sizes = Style(norm, act, attention, dropout), Sizes(topology)
+    style, sizes = Style(norm, act, attention, dropout, blocks=blocks), Sizes(topology)
     refuse_gates(style)
     network = Fcn(encoder_stages(sizes, in_channels, encoder, style), sizes, finest, width, style)
     initialise(network)
@@ -50,7 +53,9 @@ class Fcn(nn.Module):
         self.encoder, self.scores = nn.ModuleList(), nn.ModuleDict()
         total, last = (1,) * len(sizes.divisor), len(stages) - 1
         for k, stage in enumerate(stages):
-            more = after_stage(style.attention, sizes.channels[k], sizes.spacings[k], coarsest=k == last)
+            more = after_stage(
+                style.attention, sizes.channels[k], sizes.spacings[k], coarsest=k == last, options=style.blocks
+            )
             self.encoder.append(nn.Sequential(stage, *more))
             total = tuple(t * s for t, s in zip(total, sizes.strides[k], strict=True))
             if k == last or max(total) >= finest:

@@ -1,5 +1,7 @@
 """GG-Net, 2D or 3D by topology: global guidance in a U-Net."""
 
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,7 @@ from medseg.networks.blocks.aspp import Aspp
 from medseg.networks.blocks.conv import ActKind, ConvNormAct, NormKind, Style, initialise
 from medseg.networks.blocks.guidance import Guidance, GuidanceMode
 from medseg.networks.blocks.norm_act import concatenate
+from medseg.networks.blocks.options import BlockOptions, options_of
 from medseg.networks.blocks.resample import resized
 from medseg.networks.unet import Sizes, UNet, encoder_stages
 from medseg.types.plan import Topology
@@ -23,6 +26,7 @@ def gg_net(
     act: ActKind = "leaky_relu",
     attention: str = "none",
     dropout: float = 0.0,
+    **blocks: Unpack[BlockOptions],
 ) -> nn.Module:
     """Global guidance network (Xue 2021) as a U-Net: ASPP after the encoder, and attention led by a guidance map.
 
@@ -33,7 +37,7 @@ def gg_net(
     weights of feature and map are joined, "logit-sum" or, as in the published code, "released" (see
     `blocks.guidance`). Takes any image whose size is a multiple of `topology.divisor()`.
     """
-    style, sizes = Style(norm, act, attention, dropout), Sizes(topology)
+    style, sizes = Style(norm, act, attention, dropout, blocks=blocks), Sizes(topology)
     body = UNet(encoder_stages(sizes, in_channels, encoder, style), sizes, decoder_blocks, style)
     network = GGNet(body, sizes, guidance, style)
     initialise(network)
@@ -53,7 +57,9 @@ class GGNet(nn.Module):
         self.level = self.levels[min(1, len(self.levels) - 1)]
         width, kernel = channels[self.level], sizes.kernels[self.level]
         ones = (1,) * len(kernel)
-        self.aspp = Aspp(channels[-1], channels[-1], sizes.spacings[-1], style=style)
+        self.aspp = Aspp(
+            channels[-1], channels[-1], sizes.spacings[-1], style=style, **options_of("aspp", style.blocks)
+        )
         self.guide = nn.Sequential(
             ConvNormAct(sum(channels[k] for k in self.levels), width, ones, ones, style),
             ConvNormAct(width, width, kernel, ones, style),

@@ -1,7 +1,7 @@
 """A network with a side output per scale, the fine ones for boundaries and the coarse ones for objects."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from medseg.errors import PlanError
 from medseg.networks.blocks.attention import after_stage
 from medseg.networks.blocks.conv import ActKind, NormKind, Style, conv, initialise
+from medseg.networks.blocks.options import BlockOptions
 from medseg.networks.unet import Sizes, UNet, encoder_stages, refuse_gates
 from medseg.types.plan import Topology
 from medseg.types.tensors import Decoded
@@ -30,6 +31,7 @@ def object_boundary(
     act: ActKind = "leaky_relu",
     attention: str = "none",
     dropout: float = 0.0,
+    **blocks: Unpack[BlockOptions],
 ) -> nn.Module:
     """Deeply supervised network with attention to boundaries (Mishra 2018).
 
@@ -43,7 +45,7 @@ def object_boundary(
         raise PlanError("there are no labels to find", where="network.use", hint=hint)
     if trunk not in _TRUNKS:
         raise PlanError(f'unknown trunk "{trunk}"', where="network.options", hint=f"use one of {', '.join(_TRUNKS)}")
-    style, sizes = Style(norm, act, attention, dropout), Sizes(topology)
+    style, sizes = Style(norm, act, attention, dropout, blocks=blocks), Sizes(topology)
     stages = encoder_stages(sizes, in_channels, encoder, style)
     if trunk == "encoder":
         refuse_gates(style)
@@ -67,7 +69,9 @@ class Encoder(nn.Module):
         last = len(stages) - 1
         self.stages = nn.ModuleList()
         for k, stage in enumerate(stages):
-            more = after_stage(style.attention, sizes.channels[k], sizes.spacings[k], coarsest=k == last)
+            more = after_stage(
+                style.attention, sizes.channels[k], sizes.spacings[k], coarsest=k == last, options=style.blocks
+            )
             self.stages.append(nn.Sequential(stage, *more))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:

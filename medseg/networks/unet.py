@@ -8,13 +8,15 @@ in losses has an attribute `scale_weights`, a number per feature.
 """
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from torch import Tensor, nn
 
 from medseg.errors import PlanError
-from medseg.networks.blocks.attention import ATTENTION, after_stage, on_skip
+from medseg.networks.blocks.attention import after_stage, kinds, on_skip
 from medseg.networks.blocks.conv import ActKind, ConvNormAct, NormKind, Style, initialise, up_conv
 from medseg.networks.blocks.norm_act import concatenate
+from medseg.networks.blocks.options import BlockOptions
 from medseg.networks.encoders import BuildStage, plain, stage_kind
 from medseg.types.plan import Topology
 
@@ -29,13 +31,16 @@ def unet(
     act: ActKind = "leaky_relu",
     attention: str = "none",
     dropout: float = 0.0,
+    **blocks: Unpack[BlockOptions],
 ) -> nn.Module:
     """Plain U-Net (Ronneberger 2015; Isensee 2021): `blocks` convolutions per stage, the first one strided.
 
     `encoder` names other blocks for the encoder (see `networks.encoders`); they follow one convolution in the first
-    stage. Takes any image whose size is a multiple of `topology.divisor()`.
+    stage. `attention` may join several kinds, as "gate+se" (see `blocks.attention`); `blocks` are options of the blocks
+    that are named, as `se_reduction` (see `blocks.options`). Takes any image whose size is a multiple of
+    `topology.divisor()`.
     """
-    style, sizes = Style(norm, act, attention, dropout), Sizes(topology)
+    style, sizes = Style(norm, act, attention, dropout, blocks=blocks), Sizes(topology)
     network = UNet(encoder_stages(sizes, in_channels, encoder, style), sizes, decoder_blocks, style)
     initialise(network)
     return network
@@ -51,12 +56,13 @@ def resenc_unet(
     attention: str = "none",
     dropout: float = 0.0,
     drop_path: float = 0.0,
+    **blocks: Unpack[BlockOptions],
 ) -> nn.Module:
     """U-Net with a residual encoder (Isensee 2024): one convolution, then `blocks` residual blocks per stage.
 
     Takes any image whose size is a multiple of `topology.divisor()`.
     """
-    style, sizes = Style(norm, act, attention, dropout, drop_path), Sizes(topology)
+    style, sizes = Style(norm, act, attention, dropout, drop_path, blocks=blocks), Sizes(topology)
     network = UNet(encoder_stages(sizes, in_channels, "residual", style), sizes, decoder_blocks, style)
     initialise(network)
     return network
@@ -94,7 +100,7 @@ class Sizes:
 
 def encoder_stages(sizes: Sizes, in_channels: int, encoder: str, style: Style) -> list[nn.Module]:
     """One module per stage, finest first; raises PlanError for an unknown `encoder`."""
-    return stages_of(stage_kind(encoder), sizes, in_channels, style)
+    return stages_of(stage_kind(encoder, style.blocks), sizes, in_channels, style)
 
 
 def stages_of(build: BuildStage, sizes: Sizes, in_channels: int, style: Style) -> list[nn.Module]:
@@ -113,10 +119,10 @@ def stages_of(build: BuildStage, sizes: Sizes, in_channels: int, style: Style) -
 
 def refuse_gates(style: Style) -> None:
     """Raise PlanError for attention on skips, for networks without skips."""
-    kind = ATTENTION.get(style.attention)
-    if kind is not None and kind.place == "skip":
+    gates = [name for name, kind in kinds(style.attention).items() if kind.place == "skip"]
+    if gates:
         hint = "use none, or attention that is no gate"
-        raise PlanError(f'"{style.attention}" gates skips, there are none', where="network.options", hint=hint)
+        raise PlanError(f'"{gates[0]}" gates skips, there are none', where="network.options", hint=hint)
 
 
 class UNet(nn.Module):
@@ -143,7 +149,9 @@ class UNet(nn.Module):
         self.ups, self.decoder = nn.ModuleList(), nn.ModuleList()
         last = len(stages) - 1
         for k, stage in enumerate(stages):
-            more = after_stage(style.attention, sizes.channels[k], sizes.spacings[k], coarsest=k == last)
+            more = after_stage(
+                style.attention, sizes.channels[k], sizes.spacings[k], coarsest=k == last, options=style.blocks
+            )
             self.encoder.append(nn.Sequential(stage, *more) if more else stage)
         for k in range(last, 0, -1):
             fine, coarse = sizes.channels[k - 1], sizes.channels[k]

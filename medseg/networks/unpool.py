@@ -1,6 +1,7 @@
 """U-Net whose decoder puts values back where max pooling took them from (Noh 2015, Badrinarayanan 2017)."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from medseg.networks.blocks.attention import after_stage, on_skip
 from medseg.networks.blocks.conv import ConvNormAct, Style, initialise
 from medseg.networks.blocks.norm_act import concatenate
 from medseg.networks.blocks.norms import NormKind
+from medseg.networks.blocks.options import BlockOptions
 from medseg.networks.blocks.windows import pool_with_places, unpool
 from medseg.networks.encoders import plain
 from medseg.networks.unet import Sizes, encoder_stages, refuse_gates
@@ -27,13 +29,14 @@ def unpool_unet(
     act: ActKind = "leaky_relu",
     attention: str = "none",
     dropout: float = 0.0,
+    **blocks: Unpack[BlockOptions],
 ) -> nn.Module:
     """U-Net with max pooling between stages and, in the decoder, unpooling to the places of the maxima.
 
     Without `skips` these places are all that the decoder gets from finer stages, as in DeconvNet (Noh 2015); there
     attention that gates skips is an error. Takes any image whose size is a multiple of `topology.divisor()`.
     """
-    style, sizes = Style(norm, act, attention, dropout), Sizes(topology)
+    style, sizes = Style(norm, act, attention, dropout, blocks=blocks), Sizes(topology)
     inside = Sizes(topology)
     inside.strides = [(1,) * topology.ndim for _ in inside.strides]
     stages = encoder_stages(inside, in_channels, encoder, style)
@@ -59,7 +62,9 @@ class UnpoolUNet(nn.Module):
         self.encoder, self.gates = nn.ModuleList(), nn.ModuleList()
         self.narrow, self.decoder = nn.ModuleList(), nn.ModuleList()
         for k, stage in enumerate(stages):
-            more = after_stage(style.attention, sizes.channels[k], sizes.spacings[k], coarsest=k == last)
+            more = after_stage(
+                style.attention, sizes.channels[k], sizes.spacings[k], coarsest=k == last, options=style.blocks
+            )
             self.encoder.append(nn.Sequential(stage, *more))
         for k in range(last, 0, -1):
             fine, coarse, kernel = sizes.channels[k - 1], sizes.channels[k], sizes.kernels[k - 1]

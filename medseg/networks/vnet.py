@@ -1,6 +1,7 @@
 """V-Net, 2D or 3D by topology (Milletari 2016)."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from medseg.networks.blocks.conv import ConvNormAct, Style, conv, initialise, up
 from medseg.networks.blocks.down import down_conv
 from medseg.networks.blocks.norm_act import concatenate
 from medseg.networks.blocks.norms import NormKind
+from medseg.networks.blocks.options import BlockOptions
 from medseg.networks.unet import Sizes
 from medseg.types.plan import Topology
 
@@ -25,6 +27,7 @@ def vnet(
     act: ActKind = "prelu",
     attention: str = "none",
     dropout: float = 0.0,
+    **blocks: Unpack[BlockOptions],
 ) -> nn.Module:
     """V-Net: every stage adds its input to what its convolutions make of it.
 
@@ -35,7 +38,7 @@ def vnet(
     if kernel_size % 2 == 0 or (decoder_blocks is not None and decoder_blocks < 1):
         given = f"kernel_size is {kernel_size}, decoder_blocks {decoder_blocks}"
         raise PlanError(given, where="network.options", hint="use an odd kernel and 1 or more blocks")
-    style, sizes = Style(norm, act, attention, dropout), Sizes(topology)
+    style, sizes = Style(norm, act, attention, dropout, blocks=blocks), Sizes(topology)
     sizes.kernels = [tuple(1 if k == 1 else kernel_size for k in kernel) for kernel in sizes.kernels]
     network = VNet(in_channels, sizes, decoder_blocks, style)
     initialise(network)
@@ -57,7 +60,7 @@ class VNet(nn.Module):
         for k, (channels, stride, kernel, blocks) in enumerate(sizes.stages()):
             entry: nn.Module = _down(inputs, channels, stride, style) if k else nn.Identity()
             stage = ResidualStage(channels if k else inputs, channels, kernel, blocks, style)
-            more = after_stage(style.attention, channels, sizes.spacings[k], coarsest=k == last)
+            more = after_stage(style.attention, channels, sizes.spacings[k], coarsest=k == last, options=style.blocks)
             self.encoder.append(nn.Sequential(entry, stage, *more))
             inputs = channels
         for k in range(last, 0, -1):

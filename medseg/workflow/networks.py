@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_origin
 
 from medseg.errors import PlanError
@@ -136,7 +136,7 @@ def _part(row: _Row) -> NetworkPart:
     text = _SAID.get((row.place.rpartition(".")[2], row.name), text).replace("\n", " ")
     papers = dict.fromkeys(_SOURCE.findall(text) or _SOURCE.findall(_of_file(row, function)))
     says = _BRACKET.sub("", _SENTENCE.split(text, maxsplit=1)[0]).rstrip(".:") + "."
-    options = _options(function) if row.kind != "block" else ()
+    options = _block_options(row, function) if row.kind == "block" else _options(function)
     dimensions = _ONLY.get(row.name, (2, 3)) if row.kind == "backbone" else (2, 3)
     return NetworkPart(row.name, row.kind, row.place, "; ".join(papers), dimensions, options, says)
 
@@ -150,6 +150,15 @@ def _options(function: Callable[..., Any]) -> tuple[PartOption, ...]:
     parameters = inspect.signature(function).parameters.values()
     keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _GIVEN]
     return tuple(_option(parameter) for parameter in keywords)
+
+
+def _block_options(row: _Row, function: Any) -> tuple[PartOption, ...]:
+    """The options of a backbone that reach this block."""
+    from medseg.networks.blocks.options import BlockOptions
+
+    own = _options(function) if callable(function) and row.place.endswith(("encoder", "attention")) else ()
+    named = tuple(replace(option, name=f"{row.name}_{option.name}") for option in own)
+    return tuple(option for option in named if option.name in BlockOptions.__annotations__)
 
 
 def _option(parameter: inspect.Parameter) -> PartOption:

@@ -1,3 +1,5 @@
+from typing import TypedDict, Unpack
+
 import pytest
 
 from medseg.errors import PlanError
@@ -17,6 +19,27 @@ TABLE = {"double": double, "needy": needy}
 
 def test_a_built_in_name_is_bound_to_its_options():
     assert resolve("double", TABLE, {"offset": 1.0}, where="x")(3.0) == 7.0
+
+
+class _More(TypedDict, total=False):
+    rates: list[int]
+
+
+def typed(value: float, *, offset: float = 0.0, **more: Unpack[_More]) -> tuple[float, object]:
+    return value + offset, more
+
+
+def loose(value: float, **more: float) -> float:
+    return value + sum(more.values())
+
+
+def test_keywords_of_a_typed_dictionary_are_options_and_others_are_not():
+    table = {"typed": typed, "loose": loose}
+    assert resolve("typed", table, {"rates": [1]}, where="x")(3.0) == (3.0, {"rates": [1]})
+    with pytest.raises(PlanError, match="no option rate") as caught:
+        resolve("typed", table, {"rate": [1]}, where="x")
+    assert "offset" in caught.value.hint and "rates" in caught.value.hint
+    assert resolve("loose", table, {"anything": 2.0}, where="x")(1.0) == 3.0
 
 
 def test_foreign_code_is_found_by_module_and_name():

@@ -1,4 +1,7 @@
-"""Attention by name, and where in an encoder-decoder it sits."""
+"""Attention by name, and where in an encoder-decoder it sits.
+
+Several kinds are joined by "+", as in "gate+se"; after a stage they follow one another in that order.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ from medseg.errors import PlanError
 from medseg.networks.blocks.acmix import AcmixBlock
 from medseg.networks.blocks.aspp import Aspp
 from medseg.networks.blocks.gates import Cbam, EfficientChannel, SelectiveKernel, SkipGate, SqueezeBoth, SqueezeExcite
+from medseg.networks.blocks.options import BlockOptions, options_of
 from medseg.networks.blocks.self_attention import (
     BottleneckAttention,
     ChannelAttention,
@@ -25,7 +29,7 @@ class Attention:
 
     "stage": `build(channels, ndim, spacing)` after every encoder stage; "bottom": the same after the coarsest only;
     "skip": `build(channels, gate_channels, ndim)` on every skip, called with the skip and the coarser decoder feature.
-    `spacing` is that of the feature's voxels per axis.
+    `spacing` is that of the feature's voxels per axis. Further keywords are options: see `blocks.options`.
     """
 
     place: Literal["stage", "bottom", "skip"]
@@ -37,14 +41,14 @@ def gate(channels: int, gate_channels: int, ndim: int) -> nn.Module:
     return SkipGate(channels, gate_channels, ndim)
 
 
-def se(channels: int, ndim: int, spacing: Sequence[float]) -> nn.Module:
+def se(channels: int, ndim: int, spacing: Sequence[float], *, reduction: int = 16) -> nn.Module:
     """Squeeze and excitation: a weight per channel (Hu 2018)."""
-    return SqueezeExcite(channels, ndim)
+    return SqueezeExcite(channels, ndim, reduction=reduction)
 
 
-def scse(channels: int, ndim: int, spacing: Sequence[float]) -> nn.Module:
+def scse(channels: int, ndim: int, spacing: Sequence[float], *, reduction: int = 2) -> nn.Module:
     """Squeeze and excitation of channels and of voxels, summed (Roy 2018)."""
-    return SqueezeBoth(channels, ndim)
+    return SqueezeBoth(channels, ndim, reduction=reduction)
 
 
 def sk(channels: int, ndim: int, spacing: Sequence[float]) -> nn.Module:
@@ -52,9 +56,9 @@ def sk(channels: int, ndim: int, spacing: Sequence[float]) -> nn.Module:
     return SelectiveKernel(channels, ndim, spacing)
 
 
-def cbam(channels: int, ndim: int, spacing: Sequence[float]) -> nn.Module:
+def cbam(channels: int, ndim: int, spacing: Sequence[float], *, reduction: int = 16) -> nn.Module:
     """Convolutional block attention: a weight per channel, then per voxel (Woo 2018)."""
-    return Cbam(channels, ndim, spacing)
+    return Cbam(channels, ndim, spacing, reduction=reduction)
 
 
 def eca(channels: int, ndim: int, spacing: Sequence[float]) -> nn.Module:
@@ -92,9 +96,9 @@ def acmix(channels: int, ndim: int, spacing: Sequence[float]) -> nn.Module:
     return AcmixBlock(channels, ndim, spacing)
 
 
-def aspp(channels: int, ndim: int, spacing: Sequence[float]) -> nn.Module:
+def aspp(channels: int, ndim: int, spacing: Sequence[float], *, rates: Sequence[int] = (6, 12, 18)) -> nn.Module:
     """Atrous spatial pyramid pooling with a dilation per axis (Chen 2017)."""
-    return Aspp(channels, channels, spacing)
+    return Aspp(channels, channels, spacing, rates=rates)
 
 
 ATTENTION: Mapping[str, Attention] = {
@@ -121,24 +125,45 @@ class PassSkip(nn.Module):
         return skip
 
 
-def after_stage(name: str, channels: int, spacing: Sequence[float], *, coarsest: bool) -> tuple[nn.Module, ...]:
-    """What follows an encoder stage: the attention `name`, or nothing."""
-    kind = _known(name)
-    if kind is None or kind.place == "skip" or (kind.place == "bottom" and not coarsest):
-        return ()
-    return (kind.build(channels, len(spacing), tuple(spacing)),)
+def after_stage(
+    attention: str,
+    channels: int,
+    spacing: Sequence[float],
+    *,
+    coarsest: bool,
+    options: BlockOptions | None = None,
+) -> tuple[nn.Module, ...]:
+    """What follows an encoder stage of the kinds in `attention`, or nothing."""
+    places = ("stage", "bottom") if coarsest else ("stage",)
+    return tuple(
+        kind.build(channels, len(spacing), tuple(spacing), **options_of(name, options or {}))
+        for name, kind in kinds(attention).items()
+        if kind.place in places
+    )
 
 
-def on_skip(name: str, channels: int, gate_channels: int, ndim: int) -> nn.Module:
+def on_skip(attention: str, channels: int, gate_channels: int, ndim: int) -> nn.Module:
     """What a skip passes, as a module of (skip, coarse)."""
-    kind = _known(name)
-    return kind.build(channels, gate_channels, ndim) if kind is not None and kind.place == "skip" else PassSkip()
+    for kind in kinds(attention).values():
+        if kind.place == "skip":
+            return kind.build(channels, gate_channels, ndim)
+    return PassSkip()
 
 
-def _known(name: str) -> Attention | None:
-    if name == "none":
-        return None
-    if name not in ATTENTION:
-        hint = f"use none or one of {', '.join(sorted(ATTENTION))}"
-        raise PlanError(f'unknown attention "{name}"', where="network.options", hint=hint)
-    return ATTENTION[name]
+def with_gate(attention: str) -> str:
+    """`attention` with gates on the skips as well.
+
+    >>> with_gate("none"), with_gate("se")
+    ('gate', 'gate+se')
+    """
+    return "+".join(dict.fromkeys(["gate", *kinds(attention)]))
+
+
+def kinds(attention: str) -> dict[str, Attention]:
+    """The kinds that `attention` joins by "+", in order; none for "none". Raises PlanError for an unknown one."""
+    names = [name for name in attention.split("+") if name != "none"]
+    unknown = [name for name in names if name not in ATTENTION]
+    if unknown:
+        hint = f'use none, or one or several (joined by "+") of {", ".join(sorted(ATTENTION))}'
+        raise PlanError(f'unknown attention "{unknown[0]}"', where="network.options", hint=hint)
+    return {name: ATTENTION[name] for name in names}

@@ -1,7 +1,7 @@
 """Convolution, norm and activation for 2D and 3D."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -10,6 +10,7 @@ from medseg.networks.blocks.activations import ACTS, SLOPES, ActKind, acted, aft
 from medseg.networks.blocks.drop import channel_dropout, check_chance
 from medseg.networks.blocks.norm_act import instance_norm_act, keep_recipe, recomputed
 from medseg.networks.blocks.norms import NORMS, BatchNorm, InstanceNorm, NoNorm, NormKind, fold
+from medseg.networks.blocks.options import BlockOptions, check_options
 
 __all__ = [
     "ActKind",
@@ -29,7 +30,8 @@ class Style:
     """What every layer of a network shares.
 
     `norm`, `act` and `attention` name entries of `blocks.norms.NORMS`, `blocks.activations.ACTS` and
-    `blocks.attention.ATTENTION`; `dropout` is the chance to drop a channel, `drop_path` that to drop a residual branch.
+    `blocks.attention.ATTENTION`; `dropout` is the chance to drop a channel, `drop_path` that to drop the branch of a
+    `ResidualBlock`. `blocks` are options of the chosen blocks.
     """
 
     norm: NormKind = "instance"
@@ -37,6 +39,7 @@ class Style:
     attention: str = "none"
     dropout: float = 0.0
     drop_path: float = 0.0
+    blocks: BlockOptions = field(default_factory=BlockOptions)
 
     def __post_init__(self) -> None:
         for name, value, known in (("norm", self.norm, NORMS), ("act", self.act, ACTS)):
@@ -46,6 +49,7 @@ class Style:
                 )
         check_chance(self.dropout, "dropout")
         check_chance(self.drop_path, "drop_path")
+        check_options(self.blocks)
 
 
 class ConvNormAct(nn.Module):

@@ -60,9 +60,9 @@ class SqueezeExcite(nn.Module):
 class SqueezeBoth(nn.Module):
     """Concurrent channel and voxel squeeze and excitation, summed (Roy 2018)."""
 
-    def __init__(self, channels: int, ndim: int) -> None:
+    def __init__(self, channels: int, ndim: int, *, reduction: int = 2) -> None:
         super().__init__()
-        self.channel = SqueezeExcite(channels, ndim, reduction=2)
+        self.channel = SqueezeExcite(channels, ndim, reduction=reduction)
         self.voxel = conv(channels, 1, (1,) * ndim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -70,3 +70,16 @@ def test_the_command_prints_text_and_json(capsys):
     assert [row["name"] for row in read] == [part.name for part in PARTS]
     assert set(read[0]) == {"name", "kind", "place", "paper", "dimensions", "options", "says"}
     assert main(["networks", "--kind", "nothing"]) == 2
+
+
+def test_options_of_blocks_stand_with_the_block():
+    from medseg.networks.blocks.options import BlockOptions
+
+    blocks = [part for part in PARTS if part.kind == "block"]
+    listed = {option.name: option.default for part in blocks for option in part.options}
+    assert set(listed) == set(BlockOptions.__annotations__)
+    assert listed["aspp_rates"] == [6, 12, 18] and listed["mobilenet_expand"] == 6
+    assert [option.name for part in blocks if part.name == "dense" for option in part.options] == [
+        "dense_growth",
+        "dense_theta",
+    ]
