@@ -32,6 +32,7 @@ from medseg.types.progress import Progress, Report, silent
 from medseg.types.result import ModelBundle
 from medseg.workflow.check_plan import check_plan, load_plan
 from medseg.workflow.devices import resolve_device, resolve_precision
+from medseg.workflow.size_plan import warn_of_size
 from medseg.workflow.switches import say_doubts
 from medseg.workflow.teacher import check_teacher, open_teacher, unseen_member
 from medseg.workflow.validation import Validated, clean_and_score, validate_fold
@@ -95,6 +96,7 @@ def train(
     _check_match(plan, data)
     where = resolve_device(device)
     precision = resolve_precision(plan.training.precision, where)
+    warn_of_size(plan, where)
     guide = check_teacher(plan, None if teacher is None else Path(teacher))
     _keep_plan(plan, out)
     splits = _splits(data, out, folds)
