@@ -58,17 +58,19 @@ def kernel_bytes(func: Any, args: tuple[Any, ...]) -> int:
 
     Batch norm's backward pass copies its input. A bf16 convolution's makes, per thread, transposed copies of one
     sample's input and gradient with channels padded to 16, and sums the weights' gradient in float32. Convolutions
-    too small for the fast kernels (float32, batch 1) unroll one sample into columns.
+    too small for the fast kernels (float32, batch 1) unroll one sample into columns. The fast ones copy what is not in
+    their memory order.
     """
     if func is _ops.native_batch_norm_backward.default:
         return int(args[1].nbytes)
     if func is _ops.convolution.default:
-        return _column_bytes(args[0], *args)
+        return _column_bytes(args[0], *args) or _reordered_bytes(args[0], args[1], None, *args[3:])
     if func is not _ops.convolution_backward.default:
         return 0
     grad, x, weight = args[:3]
     if grad.dtype != torch.bfloat16:
-        return _column_bytes(grad, x, weight, None, *args[4:10])
+        columns = _column_bytes(grad, x, weight, None, *args[4:10])
+        return columns or _reordered_bytes(x, weight, grad, *args[4:10])
     samples = min(torch.get_num_threads(), grad.shape[0])
     padded = sum(-(-t.shape[1] // 16) * 16 * t[0, 0].numel() * t.element_size() for t in (grad, x))
     return int(samples * padded + 4 * weight.numel())
@@ -84,3 +86,30 @@ def _column_bytes(copied: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
     block = math.prod(weight.shape[2:])
     columns = weight.shape[1] * block * (voxels if transposed else outside) if block > 1 else 0
     return int(x.element_size() * columns + copied.nbytes)
+
+
+def _reordered_bytes(x: Tensor, weight: Tensor, grad: Tensor | None, *how: Any) -> int:
+    """Copies of the fast float32 kernels: into channels-last order where anything has it, else into blocks of channels.
+
+    Blocks hold 16 channels; an input of up to 3 is read as it is.
+    """
+    backend = torch._C._select_conv_backend(x, weight, None, *how)
+    if x.dtype != torch.float32 or backend != _Backend.Mkldnn:
+        return 0
+    last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    parts = [x] if grad is None else [x, grad]
+    if any(t.is_contiguous(memory_format=last) and not t.is_contiguous() for t in (x, weight)):
+        return sum(t.nbytes for t in parts if not t.is_contiguous(memory_format=last))
+    stride, transposed = how[0], how[3]
+    inside = x.shape[0] * math.prod(x.shape[2:])
+    outside = inside * math.prod(stride) if transposed else inside // math.prod(stride)
+    outputs = weight.shape[1] * how[5] if transposed else weight.shape[0]
+    read = 0 if x.shape[1] <= 3 else _blocks(x.shape[1]) * inside
+    written, plain = _blocks(outputs) * outside, outputs * outside
+    if grad is not None:
+        return int(x.element_size() * (max(read, 16 * inside) + written))
+    return int(x.element_size() * (max(read + written, written + plain) - plain))
+
+
+def _blocks(channels: int) -> int:
+    return -(-channels // 16) * 16
