@@ -40,6 +40,13 @@ def ohem_and_pixel_weights(plan: Plan) -> Iterator[Fight]:
         yield Fight("training.losses", what, "keep one of them")
 
 
+def gaps_of_one_class(plan: Plan) -> Iterator[Fight]:
+    """Weights of what lies between classes where there is one."""
+    if len(plan.labels.items) < 2 and any(_option(term, "place") == "gaps" for term in _terms(plan, _PIXELS)):
+        what = "pixel_cross_entropy stresses gaps between classes, and the plan has one: it would be cross_entropy"
+        yield Fight("training.losses", what, 'give it "place": "edges", or use cross_entropy')
+
+
 def ohem_that_keeps_all(plan: Plan) -> Iterator[Fight]:
     """The least number kept is all there is."""
     z, y, x = plan.sampling.patch
@@ -102,6 +109,7 @@ LOSS_FIGHTS: tuple[Rule, ...] = (
     focal_and_class_weights,
     ohem_and_focal,
     ohem_and_pixel_weights,
+    gaps_of_one_class,
     ohem_that_keeps_all,
     overlap_twice,
     edges_twice,
@@ -110,6 +118,7 @@ LOSS_FIGHTS: tuple[Rule, ...] = (
     classes_that_do_not_exist,
 )
 
+_PIXELS = "pixel_cross_entropy"
 _OVERLAP = ("dice_ce", "dice", "generalised_dice", "tversky", "focal_tversky", "bce_batch_dice", "distillation")
 _ENTROPY = (
     "dice_ce",

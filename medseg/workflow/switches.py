@@ -4,9 +4,17 @@ import logging
 from collections.abc import Iterator, Mapping
 
 from medseg.errors import PlanError
-from medseg.types.plan import LossTerm, Plan, Step
-from medseg.types.sides import paired_names, side_axis
+from medseg.types.plan import LossTerm, Plan
 from medseg.workflow.loss_switches import LOSS_FIGHTS, Fight, Rule, resolved
+from medseg.workflow.network_switches import (
+    block_options_without_block,
+    boundary_of_one_scale,
+    deep_supervision_of_one_scale,
+    style_that_encoders_ignore,
+    topology_that_monai_ignores,
+    windows_of_landmark_plans,
+)
+from medseg.workflow.side_switches import mirrored_sides
 
 _LOG = logging.getLogger("medseg")
 FEW = 8  # samples per step below which batch statistics are poor
@@ -98,13 +106,6 @@ def repvgg_without_its_norm(plan: Plan) -> Iterator[Fight]:
         yield Fight("network.options.norm", what, f'it is "{norm}" in the decoder only; say "batch" for both')
 
 
-def deep_supervision_of_one_scale(plan: Plan) -> Iterator[Fight]:
-    """A decoder with nothing below its finest scale."""
-    if plan.training.deep_supervision and len(plan.network.topology.channels) < 3:
-        what = "deep supervision finds no coarser scale: a network of two stages has one decoder scale"
-        yield Fight("training.deep_supervision", what, "nothing is lost; add a stage if it is wanted")
-
-
 def focus_without_effect(plan: Plan) -> Iterator[Fight]:
     """A sampler that goes by classes where there are none to show."""
     name = plan.sampling.focus.use
@@ -134,27 +135,6 @@ def mixing_with_what_needs_hard_labels(plan: Plan) -> Iterator[Fight]:
         yield Fight("training.augment", what, f"leave {names[0]} out, or use {', '.join(sorted(SOFT_LOSSES))} alone")
 
 
-def mirrored_sides(plan: Plan) -> Iterator[Fight]:
-    """Mirroring between left and right without exchanging the names that say so."""
-    axis = side_axis(plan.preprocess.orientation) if plan.network.topology.ndim == 3 else None
-    pairs = {*paired_names(plan.labels.names()).pairs, *paired_names(plan.landmarks).pairs}
-    if axis is None or not pairs:
-        return
-    left, right = sorted(pairs)[0]
-    what = f"mirroring {'zyx'[axis]} makes {left} of {right}, and they are not exchanged"
-    for number, step in enumerate(plan.training.augment):
-        axes = step.options.get("axes", [0, 1, 2])
-        if step.use == "mirror" and isinstance(axes, list) and axis in axes and not _exchanges(step, axis):
-            hint = f"leave {axis} out of its axes, or give swap_axis with swap_values or swap_points"
-            yield Fight(f"training.augment[{number}].options", what, hint)
-    inference = plan.inference
-    known = {frozenset(pair) for pair in (*inference.swap_labels, *inference.swap_points)}
-    missing = [pair for pair in pairs if frozenset(pair) not in known]
-    if axis in inference.mirror_axes and (inference.swap_axis != axis or missing):
-        hint = f"leave {axis} out of mirror_axes, or give swap_axis with swap_labels and swap_points"
-        yield Fight("inference.mirror_axes", what, hint)
-
-
 FIGHTS: tuple[Rule, ...] = (
     *LOSS_FIGHTS,
     losses_without_their_part,
@@ -162,11 +142,20 @@ FIGHTS: tuple[Rule, ...] = (
     points_without_names,
     batch_norm_of_one_sample,
     focus_without_effect,
+    block_options_without_block,
     heads_twice,
     mixing_with_what_needs_hard_labels,
     mirrored_sides,
 )
-DOUBTS: tuple[Rule, ...] = (batch_norm_of_few_samples, repvgg_without_its_norm, deep_supervision_of_one_scale)
+DOUBTS: tuple[Rule, ...] = (
+    batch_norm_of_few_samples,
+    repvgg_without_its_norm,
+    style_that_encoders_ignore,
+    deep_supervision_of_one_scale,
+    boundary_of_one_scale,
+    topology_that_monai_ignores,
+    windows_of_landmark_plans,
+)
 
 # What makes the output that a loss of the whole output looks at: heads, or backbones that return more than features.
 _MAKERS: Mapping[str, frozenset[str]] = {
@@ -195,8 +184,3 @@ def _batch_norm(plan: Plan) -> str | None:
         return "the encoder repvgg, which has batch norm,"
     norm = resolved(network.options, BACKBONES.get(network.use), "norm")
     return {"batch": "batch norm", "switchable": "switchable norm"}.get(str(norm))
-
-
-def _exchanges(step: Step, axis: int) -> bool:
-    swaps = step.options.get("swap_values") or step.options.get("swap_points")
-    return step.options.get("swap_axis") == axis and bool(swaps)

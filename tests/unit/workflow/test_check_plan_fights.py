@@ -64,6 +64,31 @@ def mirrored(*steps: Step, orientation: str = "LPS", inference: Inference | None
     return changed if inference is None else replace(changed, inference=inference)
 
 
+def joint(*steps: Step, inference: Inference | None = None, points: tuple[str, ...] = ("tmj_l", "tmj_r")) -> Plan:
+    """Kidneys and landmarks with sides."""
+    heads, losses = (Step("segmentation"), DSNT), (LossTerm(1.0, "dice_ce"), LossTerm(1.0, "dsnt"))
+    plan = network(*heads, losses=losses, landmarks=points, labels=KIDNEYS)
+    return replace(
+        plan, training=replace(plan.training, augment=steps), inference=inference or Inference(mirror_axes=())
+    )
+
+
+def shaped(use: str, channels: tuple[int, ...], *heads: Step, **training: object) -> Plan:
+    """A backbone of so many stages."""
+    plan = network(*heads, use=use)
+    stages = len(channels)
+    strides = ((1, 1, 1),) + ((2, 2, 2),) * (stages - 1)
+    topology = replace(
+        plan.network.topology, channels=channels, strides=strides, kernels=((3, 3, 3),) * stages, blocks=(1,) * stages
+    )
+    return replace(
+        plan,
+        network=replace(plan.network, topology=topology),
+        training=replace(plan.training, **training),  # type: ignore[arg-type]
+    )
+
+
+ONE = Labels((Label("lesion", (1,)),))
 SWAPS = {"swap_axis": 2, "swap_values": [1, 2]}
 DSNT = Step("dsnt", {"points": 2})
 LANDMARKS = ("a", "b")
@@ -84,6 +109,24 @@ ROWS = [
         losses("pixel_cross_entropy", term("ohem", min_kept=9)),
     ),
     ("ohem_that_keeps_all", "training.losses", "4096", losses("ohem")),
+    (
+        "gaps_of_one_class",
+        "training.losses",
+        "has one",
+        tiny_plan(labels=ONE, losses=(DICE, LossTerm(1.0, "pixel_cross_entropy"))),
+    ),
+    (
+        "block_options_without_block",
+        "network.options.se_reduction",
+        "does not have",
+        network(options={"attention": "cbam", "se_reduction": 4}),
+    ),
+    (
+        "block_options_without_block",
+        "network.options.dense_growth",
+        "does not have",
+        network(options={"attention": "se+aspp", "se_reduction": 4, "aspp_rates": [1, 2], "dense_growth": 3}),
+    ),
     ("overlap_twice", "training.losses", "dice_ce and dice ", losses("dice_ce", "dice")),
     ("overlap_twice", "training.losses", "overlap twice", losses("dice_ce", "generalised_dice")),
     ("overlap_twice", "training.losses", "overlap twice", losses("tversky", "dice")),
@@ -211,6 +254,30 @@ ROWS = [
         "not exchanged",
         mirrored(inference=Inference(mirror_axes=(1, 2), swap_axis=2, swap_labels=(("liver", "spleen"),))),
     ),
+    (
+        "mirrored_sides",
+        "training.augment[0].options",
+        "not exchanged",
+        joint(Step("mirror", {"axes": [2], **SWAPS})),
+    ),
+    (
+        "mirrored_sides",
+        "training.augment[0].options",
+        "not exchanged",
+        joint(Step("mirror", {"axes": [2], "swap_axis": 2, "swap_values": [1, 3], "swap_points": [0, 1]})),
+    ),
+    (
+        "mirrored_sides",
+        "inference.mirror_axes",
+        "not exchanged",
+        joint(inference=Inference(mirror_axes=(2,), swap_axis=2, swap_labels=(("kidney_left", "kidney_right"),))),
+    ),
+    (
+        "mirrored_sides",
+        "training.augment[0].options",
+        "no partner",
+        joint(Step("mirror", {"axes": [2], **SWAPS}), points=("tmj_l", "nasion")),
+    ),
 ]
 
 
@@ -268,6 +335,20 @@ PEACE = {
         Step("mirror", {"axes": [2], **SWAPS}),
         inference=Inference(mirror_axes=(2,), swap_axis=2, swap_labels=(("kidney_left", "kidney_right"),)),
     ),
+    "mirroring with all exchanged": joint(
+        Step("mirror", {"axes": [2], **SWAPS, "swap_values": [2, 1], "swap_points": [0, 1]}),
+        inference=Inference(
+            mirror_axes=(2,),
+            swap_axis=2,
+            swap_labels=(("kidney_right", "kidney_left"),),
+            swap_points=(("tmj_l", "tmj_r"),),
+        ),
+    ),
+    "gaps of two classes": losses(DICE, "pixel_cross_entropy"),
+    "edges of one class": tiny_plan(labels=ONE, losses=(DICE, term("pixel_cross_entropy", place="edges"))),
+    "options of blocks": network(options={"attention": "se+aspp", "se_reduction": 4, "aspp_rates": [1, 2]}),
+    "options of a block that is always there": network(use="mel_net", options={"aspp_rates": [1, 2]}),
+    "options of the default encoder": network(use="unet", options={"encoder": "dense", "dense_growth": 4}),
     "no known sides": mirrored(Step("mirror"), orientation="stored"),
 }
 
@@ -277,10 +358,26 @@ def test_switches_that_do_not_fight_are_left_alone(name: str) -> None:
     assert [fight for rule in FIGHTS for fight in rule(PEACE[name])] == []
 
 
+STYLE = {"norm": "batch", "act": "relu"}
 DOUBTFUL = [
     ("batch_norm_of_few_samples", "noisy", batch(2, norm="batch")),
     ("repvgg_without_its_norm", "cannot be fused", batch(2, encoder="repvgg", norm="instance")),
     ("deep_supervision_of_one_scale", "no coarser scale", tiny_plan()),
+    ("deep_supervision_of_one_scale", "counts nothing", shaped("unet", (4, 8, 8))),
+    ("deep_supervision_of_one_scale", "one decoder scale", shaped("fcn", (4, 8, 8, 8))),
+    (
+        "boundary_of_one_scale",
+        "only the finest",
+        shaped("gg_net", (4, 8, 8, 8), Step("segmentation"), Step("boundary"), deep_supervision=False),
+    ),
+    ("style_that_encoders_ignore", "whatever norm, act says", network(options={"encoder": "convnext", **STYLE})),
+    ("style_that_encoders_ignore", "whatever dropout", network(options={"encoder": "poolformer", "dropout": 0.1})),
+    ("topology_that_monai_ignores", "[4, 8, 16, 32]", shaped("segresnet", (4, 8, 16, 20))),
+    (
+        "windows_of_landmark_plans",
+        "overlap 0.75",
+        joint(inference=Inference(overlap=0.75)),
+    ),
 ]
 
 
@@ -288,6 +385,17 @@ DOUBTFUL = [
 def test_what_is_hardly_meant_is_said_and_not_refused(rule: str, said: str, plan: Plan) -> None:
     found = list(RULES[rule](plan))
     assert len(found) == 1 and said in found[0].what and found[0] in doubts(plan)
+
+
+def test_networks_whose_coarser_scales_count_are_not_doubtful() -> None:
+    plans = [
+        shaped("unet", (4, 8, 8, 8)),
+        shaped("gg_net", (4, 8, 8), Step("segmentation"), Step("boundary")),
+        shaped("bisenet", (4, 8, 8)),
+        shaped("segresnet", (4, 8, 16, 32), deep_supervision=False),
+        shaped("unet", (4, 8), deep_supervision=False),
+    ]
+    assert [doubts(plan) for plan in plans] == [()] * len(plans)
 
 
 def test_nothing_is_doubtful_about_a_larger_batch_and_one_scale_asked_for() -> None:
