@@ -54,10 +54,15 @@ def soft_skeleton(mask: Float[Tensor, "b k *s"], axes: Sequence[int], iterations
 
     `axes` are the spatial axes that count as neighbours.
     """
-    line = F.relu(mask - _opened(mask, axes))
-    for _ in range(iterations):  # made again for the gradient: kept, the steps would need more memory than a network
+    # Made again for the gradient: kept, the steps would need more memory than a network.
+    line: Tensor = checkpoint(_first, mask, axes, use_reentrant=False, preserve_rng_state=False)
+    for _ in range(iterations):
         mask, line = checkpoint(_thinner, mask, line, axes, use_reentrant=False, preserve_rng_state=False)
     return line
+
+
+def _first(mask: Tensor, axes: Sequence[int]) -> Tensor:
+    return F.relu(mask - _opened(mask, axes))
 
 
 def _thinner(mask: Tensor, line: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -96,6 +101,12 @@ def _eroded(mask: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def _pool(mask: Tensor, kernel: list[int]) -> Tensor:
-    pool = F.max_pool3d if len(kernel) == 3 else F.max_pool2d
-    pooled: Tensor = pool(mask, kernel, 1, [n // 2 for n in kernel])
-    return pooled
+    """The largest within an odd kernel; the gradient of torch's own pooling does not repeat bit for bit on GPUs."""
+    for axis, n in enumerate(kernel, start=2):
+        if n > 1:
+            pad = [0] * (2 * (mask.dim() - 1 - axis)) + [n // 2] * 2
+            wide, size = F.pad(mask, pad, value=-torch.inf), mask.shape[axis]
+            mask = wide.narrow(axis, 0, size)
+            for start in range(1, n):
+                mask = torch.maximum(mask, wide.narrow(axis, start, size))
+    return mask

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from medseg.networks.blocks.conv import ActKind, ConvNormAct, NormKind, Style, initialise
 from medseg.networks.blocks.norm_act import concatenate
 from medseg.networks.blocks.options import BlockOptions
+from medseg.networks.blocks.windows import pool_with_places
 from medseg.networks.encoders import plain, stage_kind
 from medseg.networks.unet import Sizes, UNet
 from medseg.types.plan import Topology
@@ -62,11 +63,10 @@ class MultiScaleUNet(nn.Module):
         sizes = self.unet.sizes
         sizes.check(image.shape[2:])
         average = F.avg_pool2d if image.dim() == 4 else F.avg_pool3d
-        maximum = F.max_pool2d if image.dim() == 4 else F.max_pool3d
         x, skips = self.unet.encoder[0](image), []
         for k, convs in enumerate(self.pyramid, 1):
             skips.append(x)
             stride = tuple(sizes.strides[k])
             image = average(image, stride, stride)
-            x = self.unet.encoder[k](concatenate(maximum(x, stride, stride), convs(image)))
+            x = self.unet.encoder[k](concatenate(pool_with_places(x, stride)[0], convs(image)))
         return self.unet.decode([*skips, x])

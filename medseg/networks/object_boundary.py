@@ -4,19 +4,18 @@ from collections.abc import Sequence
 from typing import Literal, Unpack
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg.errors import PlanError
 from medseg.networks.blocks.attention import after_stage
 from medseg.networks.blocks.conv import ActKind, NormKind, Style, conv, initialise
 from medseg.networks.blocks.options import BlockOptions
+from medseg.networks.blocks.resample import resized
 from medseg.networks.unet import Sizes, UNet, encoder_stages, refuse_gates
 from medseg.types.plan import Topology
 from medseg.types.tensors import Decoded
 
 _TRUNKS = ("encoder", "decoder")
-_LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
 def object_boundary(
@@ -95,5 +94,5 @@ class ObjectBoundary(nn.Module):
     def forward(self, image: Tensor) -> Decoded:
         sides = tuple(side(feature) for side, feature in zip(self.sides, self.body(image), strict=True))
         size = sides[0].shape[2:]
-        enlarged = [F.interpolate(side, size, mode=_LINEAR[len(size)]) for side in sides[1:]]
+        enlarged = [resized(side, size) for side in sides[1:]]
         return Decoded((torch.cat([sides[0], *enlarged], 1),), sides)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from medseg.networks.blocks.conv import conv
 from medseg.networks.blocks.norm_act import compute_again
+from medseg.networks.blocks.resample import around
 
 
 class PoolMixer(nn.Module):
@@ -21,11 +22,7 @@ class PoolMixer(nn.Module):
         self.size = tuple(1 if k == 1 else 3 for k in kernel)
 
     def forward(self, x: Tensor) -> Tensor:
-        pool = F.avg_pool2d if len(self.size) == 2 else F.avg_pool3d
-        edges = x.shape[2:]
-        size = tuple(min(k, n) for k, n in zip(self.size, edges, strict=True))  # of an axis of 2 all see both
-        padding = tuple(k // 2 if n >= 3 else 0 for k, n in zip(size, edges, strict=True))
-        return pool(x, size, 1, padding, count_include_pad=False) - x
+        return around(x, self.size) - x
 
 
 class PoolFormerBlock(nn.Module):

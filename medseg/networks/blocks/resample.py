@@ -56,6 +56,23 @@ def maximum(x: Tensor, kernel: Sequence[int]) -> Tensor:
     return x
 
 
+def around(x: Tensor, kernel: Sequence[int]) -> Tensor:
+    """The mean of (b, c, *s) within an odd `kernel` around every voxel, over the voxels that exist."""
+    for axis, n in enumerate(kernel, start=2):
+        if n > 1:
+            count = _sums(x.new_ones([x.shape[axis] if a == axis else 1 for a in range(x.dim())]), axis, n)
+            x = _sums(x, axis, n) / count
+    return x
+
+
+def _sums(x: Tensor, axis: int, n: int) -> Tensor:
+    wide = F.pad(x, [0] * (2 * (x.dim() - 1 - axis)) + [n // 2] * 2)
+    total = wide.narrow(axis, 0, x.shape[axis])
+    for start in range(1, n):
+        total = total + wide.narrow(axis, start, x.shape[axis])
+    return total
+
+
 def _block_sums(x: Tensor, blocks: Sequence[int]) -> Tensor:
     for axis, n in enumerate(blocks, start=2):
         if n > 1:
