@@ -20,6 +20,7 @@ from medseg.types.tensors import Batch
 BACKBONES = [entry for shape in SHAPES for entry in battery.backbones(shape)]
 NETWORKS = [entry for shape in SHAPES for make in (battery.blocks, battery.heads) for entry in make(shape)]
 ALL = [*BACKBONES, *NETWORKS]
+ALL_2D = [entry for entry in ALL if entry.network.topology.ndim == 2 or entry.name == "direction_fused"]
 FEW = [
     *battery.backbones("2d"),
     *(entry for entry in battery.backbones("3d") if entry.name in ("direction_fused", "unet")),
@@ -92,6 +93,18 @@ def test_it_learns_one_patch_by_heart(entry):
         if float(value.detach()) < 0.35 * first:
             return
     assert float(value.detach()) < 0.35 * first
+
+
+@pytest.mark.parametrize("entry", ALL_2D, ids=str)
+def test_half_precision_gives_about_the_same(entry):
+    network, image = entry.build(), entry.image(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = network(image)
+    sum(t.float().square().sum() for t in tensors(found) if t.requires_grad).backward()
+    grads = [weight.grad for weight in network.parameters() if weight.grad is not None]
+    assert grads and all(torch.isfinite(grad).all() for grad in grads)
+    wanted = network(image).logits[0]
+    assert (found.logits[0].float() - wanted).abs().mean() < 0.2 * wanted.abs().mean()
 
 
 def blob(image):
