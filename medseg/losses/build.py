@@ -70,6 +70,7 @@ def build_loss(terms: Sequence[LossTerm], *, where: str = "training.losses") -> 
 
     A term is a function `(output, batch, *, options) -> Tensor`. Those in LOSSES, and terms of the user's own, see one
     decoder scale at a time: `output.logits[0]` and `batch.target` have one size, and `batch.spacing` is that scale's.
+    A function of the user's own with an attribute `whole_output` that is true is called as those in WHOLE_LOSSES are.
     Scales weigh 1, 1/2, 1/4 ...; where there are several the lowest weighs 0; the weights sum to 1 (Isensee 2021). A
     backbone with `scale_weights` says itself how much each counts beside the others.
     Those in WHOLE_LOSSES are called once, with everything. "dice_ce" is told as the two terms it is. Raises PlanError
@@ -81,10 +82,10 @@ def build_loss(terms: Sequence[LossTerm], *, where: str = "training.losses") -> 
     for term in terms:
         resolve(term.use, tables, term.options, where=where)
     terms = [part for term in terms for part in _apart(term)]
-    parts = [
-        _Part(name, term.weight, resolve(term.use, tables, term.options, where=where), term.use in WHOLE_LOSSES)
-        for name, term in zip(_names(terms), terms, strict=True)
-    ]
+    parts = []
+    for name, term in zip(_names(terms), terms, strict=True):
+        bound = resolve(term.use, tables, term.options, where=where)
+        parts.append(_Part(name, term.weight, bound, term.use in WHOLE_LOSSES or _sees_all(bound)))
 
     def loss(output: NetworkOutput, batch: Batch) -> LossValue:
         if not output.logits and not all(part.whole for part in parts):
@@ -138,6 +139,11 @@ def _apart(term: LossTerm) -> list[LossTerm]:
         if isinstance(share, (int, float)) and share != 0
     ]
     return parts or [term]
+
+
+def _sees_all(term: Callable[..., Tensor]) -> bool:
+    """Whether a function of the user's own asks for the whole output."""
+    return bool(getattr(getattr(term, "func", term), "whole_output", False))
 
 
 def _names(terms: Sequence[LossTerm]) -> list[str]:

@@ -42,9 +42,9 @@ def direction_fused(
     kernel and stride of the topology; slices that do not fit its strides are padded by their edges. `slices_at_once`
     bounds memory; with `recompute` also in training, where each chunk is then computed twice (Chen 2016). Raises
     PlanError for 2D, where the spacing of one axis is more than twice that of another, and for norms that mix the
-    slices of a chunk.
+    slices of a chunk, as the encoder "repvgg" has one.
     """
-    _check(topology, norm, fuse)
+    _check(topology, "batch" if encoder == "repvgg" else norm, fuse)
     if slices < 1 or slices % 2 == 0 or slices_at_once < 1 or fuse_blocks < 1:
         what = f"slices {slices}, slices_at_once {slices_at_once}, fuse_blocks {fuse_blocks}"
         raise PlanError(what, where="network.options", hint="slices must be odd, the others 1 or more")
@@ -138,6 +138,6 @@ def _check(topology: Topology, norm: str, fuse: str) -> None:
         raise PlanError(what, where="network.topology.spacing_mm", hint="at most 1 to 2, or use the backbone unet")
     if norm in _MIXING:
         what = f'the norm "{norm}" mixes the slices that are computed together'
-        raise PlanError(what, where="network.options", hint="use instance, group or layer")
+        raise PlanError(what, where="network.options", hint="use instance, group or layer, and not repvgg")
     if fuse not in _FUSIONS:
         raise PlanError(f'unknown fusion "{fuse}"', where="network.options", hint=f"use one of {', '.join(_FUSIONS)}")

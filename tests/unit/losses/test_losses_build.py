@@ -1,6 +1,8 @@
 """The weighted sum of a plan over decoder scales."""
 
-from types import SimpleNamespace
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -102,6 +104,34 @@ def test_a_loss_of_the_users_own_sees_one_scale_at_a_time(monkeypatch: pytest.Mo
     wanted = 3 * (2 / 3 * output.logits[0].mean() + 1 / 3 * output.logits[1].mean())
     torch.testing.assert_close(value.total, wanted)
     assert set(value.terms) == {"own"}
+
+
+def test_a_loss_of_the_users_own_may_see_everything_as_the_guide_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = Path(__file__).parents[3] / "docs" / "guide" / "extension.md"
+    code = guide.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    module = ModuleType("my_lab_points")
+    exec(code, module.__dict__)
+    monkeypatch.setitem(sys.modules, "my_lab_points", module)
+    term = LossTerm(2.0, "my_lab_points:robust_points", {"width_mm": 4.0})
+    known = torch.tensor([[[1.0, 2.0], [4.0, 0.0]], [[3.0, 3.0], [float("nan")] * 2]])
+    found = torch.tensor([[[1.0, 3.0], [4.0, 5.0]], [[0.0, 3.0], [7.0, 7.0]]], requires_grad=True)
+    batch = Batch(torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.int64), known, spacing=(1.0, 2.0))
+    value = build_loss([term])(NetworkOutput(points=found), batch)  # 2, 10 and 3 mm away
+    torch.testing.assert_close(value.terms["robust_points"], torch.tensor((4 / 8 + 8 + 9 / 8) / 3))
+    value.total.backward()
+    assert found.grad is not None and not found.grad[1, 1].any() and found.grad.isfinite().all()
+    everything = []
+
+    def all_scales(output: NetworkOutput, batch: Batch) -> Tensor:
+        everything.append((len(output.logits), batch.target.shape))
+        return sum((logits.mean() for logits in output.logits), torch.zeros(()))
+
+    all_scales.whole_output = True  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_lab_points", SimpleNamespace(all_scales=all_scales))
+    output = _output((8, 8), (4, 4))
+    total = build_loss([LossTerm(1.0, "my_lab_points:all_scales")])(output, _batch(8, 8)).total
+    torch.testing.assert_close(total, output.logits[0].mean() + output.logits[1].mean())
+    assert everything == [(2, (2, 1, 8, 8))]
 
 
 def test_a_term_used_twice_is_logged_twice() -> None:
