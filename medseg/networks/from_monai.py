@@ -1,7 +1,8 @@
 """Networks of MONAI as backbones: their last convolution makes way for the plan's heads.
 
 MONAI takes seconds to import and is no dependency: the builders import it, and say so where it is missing. Norms,
-activations and kernels are MONAI's; of the topology only what a builder names is used.
+activations and kernels are MONAI's, and there are no options for other blocks; of the topology only what a builder
+names is used.
 """
 
 from collections.abc import Iterator, Sequence
