@@ -125,7 +125,7 @@ def build_network(network: Network, *, channels: int, outputs: int, deep_supervi
             hint="give the module an attribute feature_channels, a tuple of int, finest first",
         )
     weights = getattr(backbone, "scale_weights", features)
-    if len(weights) != len(features) or min(weights) < 0 or sum(weights) == 0:
+    if len(weights) != len(features) or min(weights) < 0 or not any(weights):
         what = f'"{network.use}" weighs its {len(features)} scales by {tuple(weights)}'
         raise PlanError(what, where="network.use", hint="give scale_weights a number from 0 per feature, not all 0")
     if not network.heads:

@@ -193,6 +193,20 @@ def test_a_backbone_of_the_users_own_needs_one_function_and_one_attribute(monkey
         _build("my_lab_nets:silent", THICK)
 
 
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (), (-1.0,), (0.0,)])
+def test_a_backbone_that_weighs_its_scales_weighs_all_of_them(
+    weights: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def own(topology: Topology, *, in_channels: int) -> nn.Module:
+        module = _Own(in_channels, 4)
+        module.scale_weights = weights  # type: ignore[assignment]
+        return module
+
+    monkeypatch.setitem(__import__("sys").modules, "my_lab_nets", SimpleNamespace(own=own))
+    with pytest.raises(PlanError, match="weighs its 1 scales"):
+        _build("my_lab_nets:own", THICK)
+
+
 def test_a_head_is_needed_and_must_be_known() -> None:
     for heads, says in (((), "no heads"), ((Step("points"),), "segmentation")):
         with pytest.raises(PlanError, match=says):
