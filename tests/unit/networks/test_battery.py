@@ -25,6 +25,7 @@ FEW = [
     *battery.backbones("2d"),
     *(entry for entry in battery.backbones("3d") if entry.name in ("direction_fused", "unet")),
 ]
+PLACED = [entry for entry in battery.blocks("2d") if entry.table in ("attention", "encoder")]
 LOSSES = [entry for shape in ("2d", "anisotropic") for entry in battery.losses(shape)]
 
 
@@ -125,7 +126,7 @@ def test_saved_weights_give_the_same_network(entry, tmp_path):
             assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("entry", [*FEW, *battery.blocks("2d"), *battery.heads("3d")], ids=str)
+@pytest.mark.parametrize("entry", [*FEW, *PLACED, *battery.heads("2d")], ids=str)
 def test_it_exports_and_the_export_computes_the_same(entry):
     network, image = entry.build().eval(), entry.image()
 
@@ -155,8 +156,8 @@ def test_every_backbone_compiles():
 def test_memory_is_estimated_with_heads_and_losses(entry):
     job = entry.job()
     what = {"channels": job.channels, "outputs": job.outputs, "patch": job.patch, "training": job.training}
-    one, two = (estimate_step(entry.network, batch=batch, **what).live_bytes for batch in (2, 4))
-    assert 0 < one < two < 2.5 * one
+    weights = sum(weight.nbytes for weight in entry.build().parameters())
+    assert estimate_step(entry.network, batch=job.batch, **what).live_bytes > 2 * weights  # and their gradients
 
 
 @pytest.mark.parametrize("entry", LOSSES, ids=str)
