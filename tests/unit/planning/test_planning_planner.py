@@ -155,7 +155,7 @@ def test_ram_is_that_of_the_largest_scan():
 
 
 def test_usage_errors_name_the_way_out():
-    with pytest.raises(PlanError, match="use one of attention_unet, .*, resenc, .*, unet, "):
+    with pytest.raises(PlanError, match=r"use one of attention_unet, .*, resenc, .*, unet, "):
         plans(HIPPOCAMPUS, preset="unet_3d")
     with pytest.raises(BudgetError, match="seconds_of"):
         plans(HIPPOCAMPUS, Budget(8.0, hours=1.0))
