@@ -35,7 +35,11 @@ NAMES = {  # of the generator, whose x index grows to the patient's left; and of
     "lower_incisal": ("lower_incisal", "lower_incisal_edge"),
 }
 SILVER = {"upper skull and teeth": ((1, 3), 1), "mandible, lower teeth, canal": ((2, 4, 5), 2)}
-DESIGNS = (Design("joint", "unet"), Design("labels", "unet"), Design("landmarks", "unet"))
+DESIGNS = (  # of landmarks there is one plan, whose name depends on how coarse its voxels must be
+    Design("joint", "unet"),
+    Design("labels", "unet", config="3d_fullres"),
+    Design("landmarks", "unet"),
+)
 
 
 def prepare(source: Path, out: Path, phantoms: int) -> None:

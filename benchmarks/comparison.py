@@ -50,21 +50,31 @@ def chosen(designs: Sequence[Design], wanted) -> list[Design]:
 
 
 def trained(design: Design, dataset: Path, wanted, seed: int, *, folds: int = 5) -> Path:
-    """Plan and train one design with one seed on its fold; returns the run's folder."""
+    """Train one design with one seed on its fold; returns the run's folder."""
     run = wanted.out / f"{design.name}-{wanted.minutes:g}min-seed{seed}"
     file = run / "plan.json"
+    if not file.exists():
+        plan = planned(design, dataset, wanted)
+        medseg.write_record(replace(plan, training=replace(plan.training, seed=seed)), file)
+    medseg.train(file, dataset, run, folds=seed % folds, device=wanted.device)
+    return run
+
+
+def planned(design: Design, dataset: Path, wanted):
+    """The design's plan, made once: every seed trains the same network for the same number of steps."""
+    folder = wanted.out / f"{design.name}-{wanted.minutes:g}min-plan"
+    file = folder / "chosen.json"
     if not file.exists():
         hours = None if wanted.tiny else wanted.minutes / 60
         budget = medseg.Budget(wanted.vram, hours=hours, device=wanted.device)
         own = {"preset": design.preset, "options": design.options, "heads": design.heads}
-        plans = medseg.plan(dataset, run, budget=budget, **own)
+        plans = medseg.plan(dataset, folder, budget=budget, **own)
         fitting = [plan for plan in plans if design.config is None or plan.name.endswith(f"-{design.config}")]
-        if not fitting:
-            raise SystemExit(f"{design.name}: {design.config} does not fit: {plans[0].reasons}")
-        plan = tiny(fitting[-1]) if wanted.tiny else fitting[-1]
-        medseg.write_record(replace(plan, training=replace(plan.training, seed=seed)), file)
-    medseg.train(file, dataset, run, folds=seed % folds, device=wanted.device)
-    return run
+        if len(fitting) != 1:
+            found = ", ".join(plan.name for plan in plans)
+            raise SystemExit(f"{design.name}: {design.config or 'one plan'} is not among {found}: {plans[0].reasons}")
+        medseg.write_record(tiny(fitting[0]) if wanted.tiny else fitting[0], file)
+    return medseg.load_plan(file)
 
 
 def tiny(plan):
@@ -194,13 +204,26 @@ def merged(parts: Sequence[Mapping[str, Values]]) -> dict[str, dict[str, float]]
     return found
 
 
+def one_of(scores: Mapping[str, tuple[Values, Values]], number: int) -> dict[str, Values]:
+    """Dice (0) or HD95 (1) of what `overlap` returns."""
+    return {name: pair[number] for name, pair in scores.items()}
+
+
+def over_seeds(runs: Sequence[Mapping[str, Values]]) -> str:
+    """The mean of every run, which has a seed and a fold of its own, and their standard deviation."""
+    means = [float(np.mean(list(case_means(run).values()))) for run in runs]
+    spread = f", SD {np.std(means, ddof=1):.3f}" if len(means) > 1 else ""
+    return "Dice per seed and fold " + " ".join(f"{mean:.3f}" for mean in means) + spread
+
+
 def overlap_table(designs: Sequence[Design], dataset: Path, wanted, title: str) -> None:
     """Train every design with every seed, and print Dice and HD95."""
     dice, distance = {}, {}
     for design in designs:
         pairs = [overlap(trained(design, dataset, wanted, seed), dataset, seed) for seed in wanted.seeds]
-        dice[design.name] = merged([{name: pair[0] for name, pair in one.items()} for one in pairs])
-        distance[design.name] = merged([{name: pair[1] for name, pair in one.items()} for one in pairs])
+        print(f"{design.name}: {over_seeds([one_of(pair, 0) for pair in pairs])}", flush=True)
+        dice[design.name] = merged([one_of(pair, 0) for pair in pairs])
+        distance[design.name] = merged([one_of(pair, 1) for pair in pairs])
         print(f"{design.name}: Dice {mean_sd(case_means(dice[design.name]))}", flush=True)
     compare(f"{title}: Dice", dice)
     compare(f"{title}: HD95", distance)
