@@ -95,9 +95,12 @@ def real_scan(run: Path, source: Path, wanted) -> None:
         raise SystemExit(f"{case.case_id}: {case.error}")
     maps = list(out.glob("*.nii.gz"))
     if maps:
-        found, truth = (medseg.read_labels(file) for file in (maps[0], source / "label_native.nii.gz"))
+        found, truth = (upright(file) for file in (maps[0], source / "label_native.nii.gz"))
+        if found.shape != truth.shape or not np.allclose(found.affine, truth.affine, atol=1e-2):
+            raise SystemExit("the silver labels are on another grid than the scan")
+        predicted, reference = (np.asarray(image.dataobj) for image in (found, truth))
         for name, (ours, silver) in SILVER.items():
-            a, b = np.isin(found.array, ours), truth.array == silver
+            a, b = np.isin(predicted, ours), reference == silver
             print(f"  {name}: Dice {2 * (a & b).sum() / (a.sum() + b.sum()):.3f}")
     for file in out.glob("*.mrk.json"):
         points = medseg.read_landmarks(file).placed()
@@ -105,6 +108,11 @@ def real_scan(run: Path, source: Path, wanted) -> None:
         for name, (_, theirs) in NAMES.items():
             error = np.linalg.norm(np.subtract(points.get(name, [np.nan] * 3), stated[theirs]["LPS_mm"]))
             print(f"  {name}: {error:.2f} mm")
+
+
+def upright(file: Path) -> nibabel.Nifti1Image:
+    """A label map with its axes along the patient's, whichever way it was stored."""
+    return nibabel.as_closest_canonical(nibabel.load(file))
 
 
 def main() -> None:
