@@ -120,8 +120,8 @@ def clamp_weights(critic: Critic) -> None:
 def project(volume: Tensor, axis: int) -> Tensor:
     """1 - exp(-sum along `axis` (0, 1, 2 = z, y, x)) of (b, k, z, y, x).
 
-    >>> project(torch.ones(1, 1, 2, 1, 1), 0).item() == 1 - torch.tensor(-2.0).exp().item()
-    True
+    >>> round(project(torch.ones(1, 1, 2, 1, 1), 0).item(), 4)
+    0.8647
     """
     return 1 - torch.exp(-volume.sum(axis + 2))
 

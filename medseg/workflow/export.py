@@ -107,7 +107,7 @@ def _description(bundle: ModelBundle, made: Exported) -> Mapping[str, Any]:
 
 def _difference(found: Sequence[Tensor], expected: Sequence[Tensor], out: Path) -> float:
     """The largest difference, relative to the largest number; raises MedsegError where it is too large."""
-    pairs = zip(found, expected, strict=True)
+    pairs = [(a.detach(), b.detach()) for a, b in zip(found, expected, strict=True)]
     worst = max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in pairs)
     if not worst <= _TOLERANCE:
         raise MedsegError(

@@ -191,7 +191,7 @@ def test_hooks_see_every_epoch_and_may_stop(cache, tmp_path):
 
 
 def test_training_ends_within_its_hours_with_the_schedule_completed(cache, tmp_path, caplog):
-    limit_s = 2.0
+    limit_s = 4.0
     plan = with_hours(tiny_plan(epochs=100, steps_per_epoch=20, augment=()), limit_s / 3600)
     with caplog.at_level(logging.INFO, "medseg"):
         train(plan, cache, tmp_path, report=lambda p: time.sleep(0.005))
