@@ -83,7 +83,7 @@ def build_critic(adversary: Adversary, topology: Topology, *, channels: int, out
     initialise(critic)
     if isinstance(critic, SegAN) and not critic.clamped:
         for layer in critic.layers:
-            spectral_norm(layer.conv)  # after the weights have their first values
+            spectral_norm(layer.get_submodule("conv"))  # after the weights have their first values
     return critic
 
 
