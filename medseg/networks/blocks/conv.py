@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from medseg.errors import PlanError
@@ -118,10 +119,12 @@ def conv(
     """Convolution that keeps the size (divided by `stride`); raises PlanError for an even kernel."""
     if any(k % 2 == 0 for k in kernel):
         raise PlanError(f"kernel {tuple(kernel)} is even", where="network.topology.kernels", hint="use odd sizes")
-    kind = _Conv2d if len(kernel) == 2 else _Conv3d
+    kind: type[nn.Conv2d | nn.Conv3d] = _Conv2d if len(kernel) == 2 else _Conv3d
     ones = (1,) * len(kernel)
     steps, apart = tuple(stride or ones), tuple(dilation or ones)
     padding = tuple(k // 2 * d for k, d in zip(kernel, apart, strict=True))
+    if groups > 1 and max(apart) > 1 and len(kernel) == 2:
+        kind = _Float32Conv2d
     return kind(inputs, outputs, tuple(kernel), steps, padding, apart, groups, bias)  # type: ignore[arg-type]
 
 
@@ -154,6 +157,16 @@ class _Conv2d(nn.Conv2d):
             return super().forward(x)
         with keep_recipe(x):
             return super().forward(x)
+
+
+class _Float32Conv2d(_Conv2d):
+    """Grouped and dilated, always in float32: in bfloat16, torch 2.13 on CPUs gives its weights gradients that are not
+    the same twice and sometimes not finite (channels-last order).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float()).to(x.dtype)
 
 
 class _Conv3d(nn.Conv3d):

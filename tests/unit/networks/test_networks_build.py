@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from medseg.errors import PlanError
 from medseg.networks.blocks.activations import ACTS
+from medseg.networks.blocks.conv import conv
 from medseg.networks.blocks.norms import NORMS
 from medseg.networks.build import build_network, merged
 from medseg.types.plan import Network, Step, Topology
@@ -229,3 +230,19 @@ def test_several_heads_fill_one_record_and_never_the_same_field() -> None:
     assert joint.points is points
     with pytest.raises(PlanError, match="two heads return logits"):
         merged([logits, logits])
+
+
+def test_grouped_dilated_convolutions_have_the_same_finite_gradients_every_time_under_autocast() -> None:
+    torch.manual_seed(0)
+    layer = conv(8, 8, (3, 3), groups=8, dilation=(2, 2)).to(memory_format=torch.channels_last)
+    image = torch.randn(2, 8, 24, 32).contiguous(memory_format=torch.channels_last)
+    layer(image).square().sum().backward()
+    wanted = layer.weight.grad.clone()
+    for number in range(8):
+        spoilt = [torch.full((n,), float("nan")) for n in (64, 256, 1024, 4096)]  # what an allocator hands out next
+        del spoilt
+        layer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = layer(image + 0 * number)
+        found.float().square().sum().backward()
+        torch.testing.assert_close(layer.weight.grad, wanted, rtol=1e-4, atol=1e-3)
