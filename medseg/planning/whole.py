@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from medseg.planning import decisions
+from medseg.planning import decisions, presets
 from medseg.planning.decisions import Decision, SpacingMm
 from medseg.planning.fit import Fit, Fitted, Shortage, first_patch
 from medseg.types.fingerprint import Fingerprint
@@ -25,25 +25,39 @@ def fit_whole(
     """The finest grid whose patch, which covers every scan, fits, and what fits on it.
 
     Starts from the spacing of `full`. Grids grow coarser in mm alike along all axes: an axis that is coarser stays as
-    it is until the others have come up to it. Raises Shortage if even the coarsest is too large.
+    it is until the others have come up to it. Under a time budget a grid that affords only a narrow network counts as
+    too large, unless all do. Raises Shortage if even the coarsest is too large.
     """
     grids = _grids(full, fingerprint)
     too_large, fits, guess, leap = -1, len(grids), 0, 1
     best: Fitted | None = None
+    narrow: tuple[Fit, Fitted] | None = None
     short: Shortage | None = None
     while fits - too_large > 1:
         try:
-            best, fits = fitted(grids[guess]), guess
-            guess, leap = max(too_large + 1, fits - leap), 2 * leap
+            found = fitted(grids[guess])
+            if budget.hours is None or not _is_narrow(found, full):
+                best, fits = found, guess
+                guess, leap = max(too_large + 1, fits - leap), 2 * leap
+                continue
+            narrow, wanted = (grids[guess], found), _voxels(grids[guess]) / 2
         except Shortage as error:
-            short, too_large, leap = error, guess, 1
+            short = error
             have = budget.hours if error.unit == "hours" else budget.vram_gib
             wanted = _voxels(grids[guess]) * (have or math.inf) / error.need
-            likely = next((i for i, grid in enumerate(grids) if _voxels(grid) <= wanted), len(grids))
-            guess = min(max(likely, too_large + 1), fits - 1)
-    if best is None:
+        too_large, leap = guess, 1
+        likely = next((i for i, grid in enumerate(grids) if _voxels(grid) <= wanted), len(grids))
+        guess = min(max(likely, too_large + 1), fits - 1)
+    if best is not None:
+        return grids[fits], best
+    if narrow is None:
         raise short or Shortage("no grid to try", where="vram_gib", need=math.inf, unit="GiB")
-    return grids[fits], best
+    return narrow
+
+
+def _is_narrow(found: Fitted, full: Fit) -> bool:
+    """Whether the first stage has fewer channels than are useful, and than the preset could give it."""
+    return found.network.topology.channels[0] < min(presets.USEFUL_CHANNELS, max(full.preset.bases))
 
 
 def whole_spacing(full: Decision[SpacingMm], fit: Fit, native: Vec3, unit: str) -> Decision[SpacingMm]:

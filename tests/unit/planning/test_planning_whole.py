@@ -92,6 +92,20 @@ def test_a_short_time_makes_voxels_coarser():
     assert steps * quick.origin.budget.step_s <= 0.2 * 3600 and steps >= 200
 
 
+def test_a_short_time_makes_voxels_coarser_before_the_network_gets_narrow():
+    minutes = {m: plan(CEPHALOGRAMS, Budget(8.0, hours=m / 60), seconds_of=voxel_seconds) for m in (2, 4, 60)}
+    for made in minutes.values():
+        assert made.network.topology.channels[0] >= presets.USEFUL_CHANNELS
+    spacing = {m: made.preprocess.spacing_mm[1] for m, made in minutes.items()}
+    assert spacing[2] > spacing[4] > spacing[60] == 0.3
+
+
+def test_where_every_grid_affords_only_a_narrow_network_one_of_them_is_taken():
+    small = replace(alike((1, 20, 20), (1.0, 0.3, 0.3), 20, ndim=2), landmarks=NAMES, labels=Labels(()))
+    made = plan(small, Budget(8.0, hours=0.01), seconds_of=lambda *_: 0.05)
+    assert made.network.topology.channels[0] < presets.USEFUL_CHANNELS
+
+
 def test_no_memory_at_all():
     with pytest.raises(BudgetError, match="smallest that would fit"):
         plan(HEADS, Budget(0.3))
