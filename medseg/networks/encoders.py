@@ -29,18 +29,14 @@ def plain(
     inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], blocks: int, style: Style
 ) -> nn.Sequential:
     """`blocks` convolutions with norm and activation."""
-    ones = (1,) * len(kernel)
-    first = ConvNormAct(inputs, outputs, kernel, stride, style)
-    return nn.Sequential(first, *(ConvNormAct(outputs, outputs, kernel, ones, style) for _ in range(blocks - 1)))
+    return _chain(ConvNormAct, inputs, outputs, kernel, stride, blocks, style)
 
 
 def residual(
     inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], blocks: int, style: Style
 ) -> nn.Sequential:
     """`blocks` residual blocks (He 2016)."""
-    ones = (1,) * len(kernel)
-    first = ResidualBlock(inputs, outputs, kernel, stride, style)
-    return nn.Sequential(first, *(ResidualBlock(outputs, outputs, kernel, ones, style) for _ in range(blocks - 1)))
+    return _chain(ResidualBlock, inputs, outputs, kernel, stride, blocks, style)
 
 
 def resnext(

@@ -40,8 +40,8 @@ class Wishes:
 def read_options(words: Sequence[str]) -> Options:
     """Options as typed, "name=value": numbers, true, false, null and JSON lists have their types, the rest is text.
 
-    >>> read_options(["attention=cbam", "dropout=0.1", "boundary.edge=both", "pool=[1, 2]"])
-    {'attention': 'cbam', 'dropout': 0.1, 'boundary.edge': 'both', 'pool': [1, 2]}
+    >>> read_options(["attention=cbam", "dropout=0.1", "loss.gg_net.edge=inner", "pool=[1, 2]"])
+    {'attention': 'cbam', 'dropout': 0.1, 'loss.gg_net.edge': 'inner', 'pool': [1, 2]}
     """
     read: dict[str, Option] = {}
     for word in words:
