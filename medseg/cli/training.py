@@ -47,6 +47,8 @@ def plan(
 
     Example: medseg plan DATA --vram 8 --preset gg_net --option norm=switchable --option attention=cbam -o RUN
 
+    Example: medseg plan DATA --vram 8 --option loss.cldice=0.5 --option loss.dice_ce.ce_weight=2 -o RUN
+
     Parameters
     ----------
     dataset
@@ -62,7 +64,8 @@ def plan(
     preset
         Family of networks: "unet", "resenc" (residual encoder), or a backbone that `medseg networks` lists.
     option
-        name=value of the network, or head.name=value, loss.<loss>.name=value; repeat for more.
+        name=value of the network, or head.name=value, loss.<loss>.name=value; loss.<loss>=weight adds a loss or weighs
+        it, 0 leaves it out; repeat for more.
     head
         A head beside those that the data call for; "heatmap" takes the place of "dsnt"; repeat for more.
     """

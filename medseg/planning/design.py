@@ -1,6 +1,8 @@
 """What a network is made of: the preset's parts, those the data call for, and those the user wishes."""
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -13,6 +15,7 @@ from medseg.types.fingerprint import Fingerprint
 from medseg.types.plan import LossTerm, Option, Options, Step
 
 T = TypeVar("T", Step, LossTerm)
+_LOSS = re.compile(r"loss\.(?P<use>(?:[\w.]+:)?\w+)(?:\.(?P<option>\w+))?")  # a name of ours or module:function
 POINTS = ("dsnt", "heatmap")  # heads that find landmarks; a plan has one of them
 HEAD_LOSSES: Mapping[str, LossTerm] = MappingProxyType(
     {
@@ -29,7 +32,8 @@ HEAD_LOSSES: Mapping[str, LossTerm] = MappingProxyType(
 class Wishes:
     """What a user asks for beyond the preset.
 
-    `options` are those of the backbone, or of a head or loss where the name has its name and a dot before it.
+    `options` are those of the backbone, or of a head or loss where the name has its name and a dot before it;
+    "loss.<loss>" itself is its weight: a loss that the plan does not have is added, one that weighs 0 left out.
     `heads` are added to those that the data call for; "heatmap" takes the place of "dsnt".
     """
 
@@ -71,22 +75,37 @@ def design(fingerprint: Fingerprint, preset: str, wishes: Wishes) -> Decision[Pr
     heads = {step.use: step for step in _heads(fingerprint, family, wishes.heads)}
     terms = [HEAD_LOSSES[name] for name in heads if name in HEAD_LOSSES]
     terms += family.losses if fingerprint.labels.items else ()
-    losses = {term.use: term for term in terms}
+    losses = _weighed({term.use: term for term in terms}, wishes.options)
     options = dict(family.options)
     for name, value in wishes.options.items():
-        part, _, option = name.rpartition(".")
-        if not part:
-            options[option] = value
-        elif part in heads:
-            heads[part] = _with(heads[part], option, value)
-        elif part.removeprefix("loss.") in losses and part.startswith("loss."):
-            losses[part[5:]] = _with(losses[part[5:]], option, value)
-        else:
+        loss, own = _LOSS.fullmatch(name), name.rpartition(".")
+        if loss and loss["use"] in losses and loss["option"]:
+            losses[loss["use"]] = _with(losses[loss["use"]], loss["option"], value)
+        elif not own[0]:
+            options[name] = value
+        elif own[0] in heads:
+            heads[own[0]] = _with(heads[own[0]], own[2], value)
+        elif not loss or loss["option"]:
             known = ", ".join([*heads, *(f"loss.{use}" for use in losses)])
             hint = f"write option=value for the backbone, or one of {known} before the dot"
-            raise PlanError(f'the plan has no "{part}"', where=f"option {name}", hint=hint)
+            raise PlanError(f'the plan has no "{own[0]}"', where=f"option {name}", hint=hint)
     made = replace(family, options=options, heads=tuple(heads.values()), losses=tuple(losses.values()))
     return Decision(made, _said(fingerprint, family, wishes))
+
+
+def _weighed(losses: Mapping[str, LossTerm], options: Options) -> dict[str, LossTerm]:
+    """The losses with the weights that were asked for, those that were added last."""
+    weighed = dict(losses)
+    for name, weight in options.items():
+        loss = _LOSS.fullmatch(name)
+        if loss is None or loss["option"]:
+            continue
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+            hint = "write a number from 0, which leaves the loss out"
+            raise PlanError(f"{weight!r} is no weight of a loss", where=f"option {name}", hint=hint)
+        known = weighed.get(loss["use"], LossTerm(1.0, loss["use"]))
+        weighed[loss["use"]] = replace(known, weight=float(weight))
+    return {use: term for use, term in weighed.items() if term.weight > 0}
 
 
 def _heads(fingerprint: Fingerprint, family: Preset, wished: Sequence[str]) -> list[Step]:

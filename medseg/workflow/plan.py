@@ -35,11 +35,11 @@ def plan(
 ) -> tuple[Plan, ...]:
     """Measure the data set and write `fingerprint.json` and `plan-<config>.json` to `out`.
 
-    `options` are those of the network (of a head or loss as "head.option" or "loss.<loss>.option"), `heads` come on top
-    of those that the data call for ("heatmap" takes the place of "dsnt"). Where the budget has hours, training steps
-    are timed on its device (as chosen by "auto" if None) and the time is recorded in the plan. Plans of an earlier run
-    in `out` that no longer apply are removed. Raises DatasetError or BudgetError, or PlanError for names and options
-    that no part of the network has.
+    `options` are those of the network (of a head or loss as "head.option" or "loss.<loss>.option"; "loss.<loss>" is a
+    weight, which adds the loss or, if 0, leaves it out), `heads` come on top of those that the data call for ("heatmap"
+    takes the place of "dsnt"). Where the budget has hours, training steps are timed on its device (as chosen by "auto"
+    if None) and the time is recorded in the plan. Plans of an earlier run in `out` that no longer apply are removed.
+    Raises DatasetError or BudgetError, or PlanError for names and options that no part of the network has.
     """
     out, wishes = Path(out), Wishes(options, tuple(heads))
     fingerprint = measure_dataset(read_dataset(dataset), workers=workers, report=report)

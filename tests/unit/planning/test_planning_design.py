@@ -81,12 +81,30 @@ def test_options_reach_the_part_they_name():
         family(SCANS, preset="u2net")
 
 
+def test_losses_are_added_weighed_and_left_out():
+    made = family(**{"loss.cldice": 0.5, "loss.cldice.steps": 4, "loss.dice_ce": 2})
+    assert [(term.use, term.weight) for term in made.losses] == [("dice_ce", 2.0), ("cldice", 0.5)]
+    assert made.losses[1].options == {"steps": 4}
+    (own,) = family(**{"loss.dice_ce": 0, "loss.my.losses:own": 1, "loss.my.losses:own.power": 3}).losses
+    assert (own.use, own.options) == ("my.losses:own", {"power": 3})
+    with pytest.raises(PlanError, match=r'the plan has no "loss\.focal"'):
+        family(**{"loss.focal.gamma": 1})
+
+
+@pytest.mark.parametrize("weight", ["much", -1, True, float("nan"), float("inf"), None, [1]])
+def test_what_is_no_weight_is_refused(weight):
+    with pytest.raises(PlanError, match="no weight of a loss"):
+        family(**{"loss.focal": weight})
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"attention": "cbma"}, "unknown attention"),
         ({"colour": 3}, "no option colour"),
         ({"dropout": "much"}, "dropout"),
+        ({"loss.dice_ec": 1}, "unknown"),
+        ({"loss.dice_ce": 0}, "no loss"),
     ],
 )
 def test_wrong_options_are_found_when_planning(options, said):
