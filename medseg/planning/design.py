@@ -8,7 +8,10 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TypeVar
 
+import torch
+
 from medseg.errors import PlanError
+from medseg.losses.cross_entropy import balanced_weights
 from medseg.planning.decisions import Decision
 from medseg.planning.presets import PRESETS, Preset
 from medseg.types.fingerprint import Fingerprint
@@ -89,7 +92,8 @@ def design(fingerprint: Fingerprint, preset: str, wishes: Wishes) -> Decision[Pr
             known = ", ".join([*heads, *(f"loss.{use}" for use in losses)])
             hint = f"write option=value for the backbone, or one of {known} before the dot"
             raise PlanError(f'the plan has no "{own[0]}"', where=f"option {name}", hint=hint)
-    made = replace(family, options=options, heads=tuple(heads.values()), losses=tuple(losses.values()))
+    terms = [_balanced(term, fingerprint) for term in losses.values()]
+    made = replace(family, options=options, heads=tuple(heads.values()), losses=tuple(terms))
     return Decision(made, _said(fingerprint, family, wishes))
 
 
@@ -106,6 +110,21 @@ def _weighed(losses: Mapping[str, LossTerm], options: Options) -> dict[str, Loss
         known = weighed.get(loss["use"], LossTerm(1.0, loss["use"]))
         weighed[loss["use"]] = replace(known, weight=float(weight))
     return {use: term for use, term in weighed.items() if term.weight > 0}
+
+
+def _balanced(term: LossTerm, fingerprint: Fingerprint) -> LossTerm:
+    """Weighted cross-entropy with weights of classes by their volumes in all cases, unless they are given.
+
+    Regions, which may overlap, are balanced in every batch.
+    """
+    if term.use != "weighted_cross_entropy" or "weights" in term.options or fingerprint.labels.are_regions():
+        return term
+    sizes = [math.prod(case.spacing_mm) for case in fingerprint.cases]
+    rows = [case.class_voxels for case in fingerprint.cases]
+    classes = [sum(n * size for n, size in zip(column, sizes, strict=True)) for column in zip(*rows, strict=True)]
+    whole = sum(math.prod(case.cropped_shape) * size for case, size in zip(fingerprint.cases, sizes, strict=True))
+    weights = balanced_weights(torch.tensor([max(0.0, whole - sum(classes)), *classes]))
+    return _with(term, "weights", [round(weight, 4) for weight in weights.tolist()])
 
 
 def _heads(fingerprint: Fingerprint, family: Preset, wished: Sequence[str]) -> list[Step]:

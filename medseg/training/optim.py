@@ -1,48 +1,86 @@
 """Optimisers, and learning-rate schedules as functions of progress."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 
+from medseg.errors import PlanError
 from medseg.plugins import resolve
 from medseg.types.plan import Step
 
 Schedule = Callable[[float], float]
-Named = Iterable[tuple[str, nn.Parameter]]
 
 
 def sgd(
-    named: Named,
+    network: nn.Module,
     *,
     lr: float = 0.01,
     momentum: float = 0.99,
     weight_decay: float = 3e-5,
     nesterov: bool = True,
     decay_norms: bool = True,
+    l1_norms: float = 0.0,
 ) -> Optimizer:
     """Stochastic gradient descent with Nesterov momentum; decay on all parameters (Isensee 2021).
 
-    Without `decay_norms` only what `decays` decays.
+    Without `decay_norms` only what `decays` decays. `l1_norms` as in `slimmed`.
     """
-    groups = grouped(named, weight_decay, every=decay_norms)
-    return SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    groups = grouped(network, weight_decay, every=decay_norms)
+    return slimmed(
+        SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov), network, l1_norms
+    )
 
 
 def adamw(
-    named: Named,
+    network: nn.Module,
     *,
     lr: float = 1e-3,
     weight_decay: float = 1e-2,
     beta1: float = 0.9,
     beta2: float = 0.999,
     decay_norms: bool = False,
+    l1_norms: float = 0.0,
 ) -> Optimizer:
-    """Adam with decoupled decay (Loshchilov 2019) of what `decays`; of all parameters with `decay_norms`."""
-    return AdamW(grouped(named, weight_decay, every=decay_norms), lr=lr, betas=(beta1, beta2))
+    """Adam with decoupled decay (Loshchilov 2019) of what `decays`; of all parameters with `decay_norms`.
+
+    `l1_norms` as in `slimmed`.
+    """
+    groups = grouped(network, weight_decay, every=decay_norms)
+    return slimmed(AdamW(groups, lr=lr, betas=(beta1, beta2)), network, l1_norms)
+
+
+def slimmed(optimizer: Optimizer, network: nn.Module, weight: float) -> Optimizer:
+    """The optimiser with `weight` * |gamma| of every channel of the batch norms in what it minimises (Liu 2017).
+
+    It drives channels that are little used to 0. The gradient joins after clipping. Raises PlanError for a network
+    without batch norms.
+
+    >>> import torch
+    >>> norm = nn.BatchNorm2d(2)
+    >>> norm.weight.grad = torch.zeros(2)
+    >>> slimmed(SGD(norm.parameters(), lr=1.0), norm, 0.25).step()
+    >>> norm.weight.tolist()
+    [0.75, 0.75]
+    """
+    if weight == 0:
+        return optimizer
+    gammas = [norm.weight for norm in network.modules() if isinstance(norm, _BatchNorm) and norm.affine]
+    if weight < 0 or not gammas:
+        what = f"l1_norms {weight} " + ("is negative" if weight < 0 else "needs batch norms, and the network has none")
+        raise PlanError(what, where="training.optimizer", hint='leave it out, or choose the norm "batch"')
+
+    def shrink(optimizer: Optimizer, args: object, kwargs: object) -> None:
+        for gamma in gammas:
+            if gamma.grad is not None:
+                gamma.grad.add_(gamma.detach().sign(), alpha=weight)
+
+    optimizer.register_step_pre_hook(shrink)
+    return optimizer
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -58,9 +96,9 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and name.endswith("weight")
 
 
-def grouped(named: Named, weight_decay: float, *, every: bool) -> list[dict[str, Any]]:
+def grouped(network: nn.Module, weight_decay: float, *, every: bool) -> list[dict[str, Any]]:
     """Parameter groups for an optimiser: those that decay, and those that do not; one group for `every`."""
-    pairs = list(named)
+    pairs = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     if every:
         return [{"params": [p for _, p in pairs], "weight_decay": weight_decay}]
     groups: list[dict[str, Any]] = [
@@ -109,12 +147,12 @@ SCHEDULES: Mapping[str, Callable[..., float]] = MappingProxyType({"cosine_restar
 def build_optimizer(network: nn.Module, optimizer: Step, schedule: Step) -> tuple[Optimizer, Schedule]:
     """Both from the plan; the schedule returns what the optimiser's rates are multiplied with.
 
-    An optimiser of the user's own is a function of the list of parameters; those in OPTIMIZERS see their names too.
+    An optimiser of the user's own is a function of the list of parameters; those in OPTIMIZERS see the network.
     Raises PlanError for unknown names or options.
     """
     build = resolve(optimizer.use, OPTIMIZERS, optimizer.options, where="training.optimizer")
-    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    built: Optimizer = build(named if optimizer.use in OPTIMIZERS else [p for _, p in named])
+    free = [p for p in network.parameters() if p.requires_grad]
+    built: Optimizer = build(network if optimizer.use in OPTIMIZERS else free)
     for group in built.param_groups:
         group.setdefault("initial_lr", group["lr"])
     return built, resolve(schedule.use, SCHEDULES, schedule.options, where="training.schedule")

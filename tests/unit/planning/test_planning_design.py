@@ -8,7 +8,7 @@ from medseg.networks.build import BACKBONES, HEADS
 from medseg.planning.design import HEAD_LOSSES, Wishes, design, read_options
 from medseg.planning.planner import make_plans
 from medseg.planning.presets import PRESETS
-from medseg.types.labels import Labels
+from medseg.types.labels import Label, Labels
 from medseg.types.plan import Budget
 from medseg.workflow.networks import list_networks
 
@@ -89,6 +89,20 @@ def test_losses_are_added_weighed_and_left_out():
     assert (own.use, own.options) == ("my.losses:own", {"power": 3})
     with pytest.raises(PlanError, match=r'the plan has no "loss\.focal"'):
         family(**{"loss.focal.gamma": 1})
+
+
+def test_classes_weigh_by_their_volumes_in_all_cases():
+    small, large = SCANS.cases[0], replace(SCANS.cases[1], spacing_mm=(2.0, 1.0, 1.0))
+    shape = {"cropped_shape": (10, 10, 10)}
+    cases = (replace(small, class_voxels=(100, 0), **shape), replace(large, class_voxels=(50, 10), **shape))
+    labels = Labels((Label("one", (1,)), Label("two", (2,))))
+    found = family(replace(SCANS, cases=cases, labels=labels), **{"loss.weighted_cross_entropy": 1}).losses[1]
+    volumes = (3000 - 220, 200, 20)  # background, one, two, of 3000 mm3
+    assert found.options["weights"] == pytest.approx([3000 / (3 * volumes[0]), 3000 / 600, 20.0], abs=1e-4)
+    given = {"loss.weighted_cross_entropy": 1, "loss.weighted_cross_entropy.weights": [1, 2, 3]}
+    assert family(**given).losses[1].options == {"weights": [1, 2, 3]}
+    regions = replace(SCANS, labels=Labels((Label("whole", (1, 2)), Label("core", (2,)))))
+    assert family(regions, **{"loss.weighted_cross_entropy": 1}).losses[1].options == {}
 
 
 @pytest.mark.parametrize("weight", ["much", -1, True, float("nan"), float("inf"), None, [1]])

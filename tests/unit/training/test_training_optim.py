@@ -47,6 +47,31 @@ def test_adamw_decays_weights_but_not_biases():
     assert decays == {2: 1e-2, 1: 0.0}
 
 
+@pytest.mark.parametrize(("use", "more"), [("sgd", {"momentum": 0.9}), ("adamw", {})])
+def test_an_l1_penalty_switches_off_channels_that_do_nothing(use, more):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    with torch.no_grad():
+        network[2].weight[0, 2:] = 0
+    network[2].requires_grad_(False)  # so that the last two channels are never heard
+    settings = {"lr": 0.01, "weight_decay": 0.0, "l1_norms": 0.05, **more}
+    optimizer, _ = build_optimizer(network, Step(use, settings), Step("poly"))
+    values = torch.linspace(-1, 1, 32)[:, None]
+    for _ in range(300):
+        optimizer.zero_grad()
+        (network(values) - 3 * values).square().mean().backward()
+        optimizer.step()
+    gammas = network[1].weight.abs()
+    assert (gammas[:2] > 0.3).all() and (gammas[2:] < 0.05).all()
+
+
+def test_an_l1_penalty_needs_batch_norms():
+    with pytest.raises(PlanError, match="needs batch norms"):
+        build_optimizer(nn.Linear(2, 2), Step("sgd", {"l1_norms": 0.1}), Step("poly"))
+    with pytest.raises(PlanError, match="is negative"):
+        build_optimizer(nn.BatchNorm1d(2), Step("sgd", {"l1_norms": -0.1}), Step("poly"))
+
+
 class Scaled(nn.Module):
     """One of every kind of parameter that must not decay, and of those that must."""
 
