@@ -8,14 +8,15 @@ budget gives `<task>/<config>-<budget>.json`. A change of the planner shows up h
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medseg.io.files import write_text
 from medseg.io.records import format_record, parse_record, read_record, record_schema
+from medseg.planning.design import Wishes
 from medseg.planning.planner import make_plans
 from medseg.types.fingerprint import Fingerprint
-from medseg.types.plan import Budget, Plan
+from medseg.types.plan import Budget, Options, Plan
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -26,6 +27,8 @@ class Request:
 
     preset: str
     budget: Budget
+    options: Options = field(default_factory=dict)
+    heads: tuple[str, ...] = ()
 
 
 def tasks() -> list[str]:
@@ -40,7 +43,8 @@ def planned(task: str) -> Iterator[tuple[Path, str]]:
     requests: dict[str, Request] = parse_record(listed.read_text("utf-8"), dict[str, Request], where=str(listed))
     for name, request in requests.items():
         step_s = request.budget.step_s or 1.0
-        plans = make_plans(fingerprint, request.budget, request.preset, seconds_of=lambda *_, step_s=step_s: step_s)
+        own = {"wishes": Wishes(request.options, request.heads), "seconds_of": lambda *_, step_s=step_s: step_s}
+        plans = make_plans(fingerprint, request.budget, request.preset, **own)
         for plan in plans:
             config = plan.name.removeprefix(f"{fingerprint.dataset}-")
             yield FOLDER / task / f"{config}-{name}.json", format_record(plan)

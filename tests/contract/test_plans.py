@@ -26,7 +26,7 @@ def remake():
 
 
 def test_there_are_tasks_and_plans():
-    assert TASKS == ["cbct", "cbct-head", "hippocampus", "us-breast"]
+    assert TASKS == ["cbct", "cbct-head", "cephalograms", "hippocampus", "us-breast"]
     assert len(PLANS) >= 2 * len(TASKS)
 
 
