@@ -14,6 +14,7 @@ from medseg.planning.allocator import Event
 _ops = torch.ops.aten
 _Backend = torch._C._ConvBackend  # type: ignore[attr-defined]
 _UNROLLED = (_Backend.Slow2d, _Backend.Slow3d, _Backend.SlowTranspose2d, _Backend.SlowTranspose3d)
+_WIDEST = 14  # kernel of the fast float32 convolutions
 
 
 class StorageRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -91,24 +92,33 @@ def _column_bytes(copied: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
 def _reordered_bytes(x: Tensor, weight: Tensor, grad: Tensor | None, *how: Any) -> int:
     """Copies of the fast float32 kernels: into channels-last order where anything has it, else into blocks of channels.
 
-    Blocks hold 16 channels; an input of up to 3 is read as it is.
+    Blocks hold 16 channels; an input of up to 3 is read as it is. Weights are always put into blocks; their
+    gradient is made in blocks, and in channels-last order copied twice. Where kernels are wide, four parts per thread
+    are summed.
     """
     backend = torch._C._select_conv_backend(x, weight, None, *how)
     if x.dtype != torch.float32 or backend != _Backend.Mkldnn:
         return 0
     last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    stride, transposed, groups = how[0], how[3], how[5]
+    block = math.prod(weight.shape[2:])
     parts = [x] if grad is None else [x, grad]
     if any(t.is_contiguous(memory_format=last) and not t.is_contiguous() for t in (x, weight)):
-        return sum(t.nbytes for t in parts if not t.is_contiguous(memory_format=last))
-    stride, transposed = how[0], how[3]
+        copies = sum(t.nbytes for t in parts if not t.is_contiguous(memory_format=last))
+        if grad is None:
+            return int(copies + 4 * _blocks(weight.shape[0]) * weight.shape[1] * block)
+        padded = _blocks(weight.shape[0]) * (_blocks(weight.shape[1]) if groups == 1 else weight.shape[1])
+        return int(copies + 4 * padded * block + weight.nbytes)
     inside = x.shape[0] * math.prod(x.shape[2:])
     outside = inside * math.prod(stride) if transposed else inside // math.prod(stride)
-    outputs = weight.shape[1] * how[5] if transposed else weight.shape[0]
+    outputs = weight.shape[1] * groups if transposed else weight.shape[0]
     read = 0 if x.shape[1] <= 3 else _blocks(x.shape[1]) * inside
     written, plain = _blocks(outputs) * outside, outputs * outside
     if grad is not None:
-        return int(x.element_size() * (max(read, 16 * inside) + written))
-    return int(x.element_size() * (max(read + written, written + plain) - plain))
+        samples = min(torch.get_num_threads(), x.shape[0])
+        summed = 4 * samples * weight.numel() if weight.shape[-1] > _WIDEST else 0
+        return int(4 * max(max(read, 16 * inside) + written, weight.numel(), summed))
+    return int(4 * (max(read + weight.numel() + written, written + plain) - plain))
 
 
 def _blocks(channels: int) -> int:
