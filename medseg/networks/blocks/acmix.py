@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medseg.errors import PlanError
 from medseg.networks.blocks.conv import conv
 from medseg.networks.blocks.extent import window
 from medseg.networks.blocks.self_attention import silent_norm
@@ -18,18 +19,24 @@ class Acmix(nn.Module):
     """0.5 * attention + 0.5 * convolution of the same queries, keys and values; both factors are learnt.
 
     Attention: per head, softmax over a window around each voxel of q (k + p) / sqrt(d), where p is linear in the
-    offset divided by the window's radius; voxels outside the image are left out. The window is 7 voxels wide in 2D
-    and 5 in 3D. Convolution: the heads of q, k and v are mixed to one map per tap of a 3-wide kernel, and a grouped
-    convolution, which starts as the shift of each map by its tap, sums them. Both are narrower along axes of wider
-    spacing. Takes (b, c, *s) of any size.
+    offset divided by the window's radius; voxels outside the image are left out. The window is `reach` voxels wide (7
+    in 2D and 5 in 3D unless given). Convolution: the heads of q, k and v are mixed to one map per tap of a 3-wide
+    kernel, and a grouped convolution, which starts as the shift of each map by its tap, sums them. Both are narrower
+    along axes of wider spacing. Of `heads` there are as many as divide both them and the channels. Takes (b, c, *s) of
+    any size. Raises PlanError for a window without a middle.
     """
 
-    def __init__(self, channels: int, ndim: int, spacing: Sequence[float]) -> None:
+    def __init__(
+        self, channels: int, ndim: int, spacing: Sequence[float], *, heads: int = 4, reach: int | None = None
+    ) -> None:
         super().__init__()
-        ones, self.heads = (1,) * ndim, math.gcd(4, channels)
+        reach = reach or (7 if ndim == 2 else 5)
+        if reach % 2 == 0:
+            raise PlanError(f"a window of {reach} has no middle", where="network.options", hint="an odd acmix_window")
+        ones, self.heads = (1,) * ndim, math.gcd(heads, channels)
         self.width = channels // self.heads
         self.query, self.key, self.value = (conv(channels, channels, ones) for _ in range(3))
-        self.window, self.kernel = window(7 if ndim == 2 else 5, spacing), window(3, spacing)
+        self.window, self.kernel = window(reach, spacing), window(3, spacing)
         taps = math.prod(self.kernel)
         self.position = nn.Parameter(torch.randn(self.width, ndim) / math.sqrt(self.width))
         self.mix = nn.Parameter(torch.randn(taps, 3 * self.heads) * math.sqrt(2 / (3 * self.heads)))
@@ -82,9 +89,11 @@ class Acmix(nn.Module):
 class AcmixBlock(nn.Module):
     """x + norm(Acmix(x)); the norm starts at 0, so that a new block passes its input unchanged."""
 
-    def __init__(self, channels: int, ndim: int, spacing: Sequence[float]) -> None:
+    def __init__(
+        self, channels: int, ndim: int, spacing: Sequence[float], *, heads: int = 4, reach: int | None = None
+    ) -> None:
         super().__init__()
-        self.acmix, self.norm = Acmix(channels, ndim, spacing), silent_norm(channels)
+        self.acmix, self.norm = Acmix(channels, ndim, spacing, heads=heads, reach=reach), silent_norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.norm(self.acmix(x))  # type: ignore[no-any-return]

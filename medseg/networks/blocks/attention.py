@@ -86,14 +86,16 @@ def danet(channels: int, ndim: int, spacing: Sequence[float]) -> nn.Module:
     return DualAttention(channels, ndim)
 
 
-def botnet(channels: int, ndim: int, spacing: Sequence[float]) -> nn.Module:
+def botnet(channels: int, ndim: int, spacing: Sequence[float], *, heads: int = 4) -> nn.Module:
     """Residual bottleneck with multi-head self-attention and relative positions (Srinivas 2021)."""
-    return BottleneckAttention(channels, ndim)
+    return BottleneckAttention(channels, ndim, heads=heads)
 
 
-def acmix(channels: int, ndim: int, spacing: Sequence[float]) -> nn.Module:
+def acmix(
+    channels: int, ndim: int, spacing: Sequence[float], *, heads: int = 4, window: int | None = None
+) -> nn.Module:
     """Self-attention in a local window and a convolution that share their projections (Pan 2022)."""
-    return AcmixBlock(channels, ndim, spacing)
+    return AcmixBlock(channels, ndim, spacing, heads=heads, reach=window)
 
 
 def aspp(channels: int, ndim: int, spacing: Sequence[float], *, rates: Sequence[int] = (6, 12, 18)) -> nn.Module:

@@ -13,6 +13,9 @@ class BlockOptions(TypedDict, total=False):
     se_reduction: int
     scse_reduction: int
     cbam_reduction: int
+    botnet_heads: int
+    acmix_heads: int
+    acmix_window: int | None
     resnext_groups: int
     grouped_residual_groups: int
     dense_growth: int | None
@@ -24,6 +27,7 @@ class BlockOptions(TypedDict, total=False):
     poolformer_scale: float
 
 
+_OPTIONAL = ("acmix_window", "dense_growth")
 _SHARES = ("dense_theta", "convnext_scale", "poolformer_scale")
 
 
@@ -43,7 +47,7 @@ def check_options(options: BlockOptions) -> None:
         if name not in BlockOptions.__annotations__:
             hint = f"options of blocks are {', '.join(BlockOptions.__annotations__)}"
             raise PlanError(f"no block has the option {name}", where="network.options", hint=hint)
-        if name == "dense_growth" and value is None:
+        if name in _OPTIONAL and value is None:
             continue
         numbers = value if name == "aspp_rates" and isinstance(value, (list, tuple)) else [value]
         kinds, most = ((int, float), 1.0) if name in _SHARES else ((int,), float("inf"))

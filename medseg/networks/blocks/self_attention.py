@@ -81,12 +81,12 @@ class RelativeAttention(nn.Module):
     """Heads of softmax((q k' + q r') / sqrt(d)) v with relative positions r (Vaswani 2017; Shaw 2018; Srinivas 2021).
 
     r is the sum of one vector per axis, looked up in a table of 2 * `reference` - 1 offsets that is stretched to the
-    feature's size, so that any size is taken. There are up to 4 heads, as many as divide the channels.
+    feature's size, so that any size is taken. Of `heads` there are as many as divide both them and the channels.
     """
 
-    def __init__(self, channels: int, ndim: int, *, reference: int = 14) -> None:
+    def __init__(self, channels: int, ndim: int, *, heads: int = 4, reference: int = 14) -> None:
         super().__init__()
-        self.heads = math.gcd(4, channels)
+        self.heads = math.gcd(heads, channels)
         width = channels // self.heads
         ones = (1,) * ndim
         self.query = conv(channels, channels, ones)
@@ -124,11 +124,11 @@ class BottleneckAttention(nn.Module):
     The last norm starts at 0; there is no activation after the sum.
     """
 
-    def __init__(self, channels: int, ndim: int) -> None:
+    def __init__(self, channels: int, ndim: int, *, heads: int = 4) -> None:
         super().__init__()
         inner, ones, style = max(channels // 4, 1), (1,) * ndim, Style()
         self.reduce = ConvNormAct(channels, inner, ones, ones, style)
-        self.attention = RelativeAttention(inner, ndim)
+        self.attention = RelativeAttention(inner, ndim, heads=heads)
         self.between = nn.Sequential(InstanceNorm(inner), nn.ReLU())
         self.expand = conv(inner, channels, ones, bias=False)
         self.norm = silent_norm(channels)

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from medseg.errors import PlanError
+from medseg.networks.blocks.acmix import Acmix
 from medseg.networks.blocks.aspp import Aspp, FittedConv
 from medseg.networks.blocks.attention import kinds, with_gate
 from medseg.networks.blocks.dense import DenseStage
 from medseg.networks.blocks.gates import Cbam, SkipGate, SqueezeBoth, SqueezeExcite
 from medseg.networks.blocks.options import BlockOptions, check_options, options_of
+from medseg.networks.blocks.self_attention import RelativeAttention
 from medseg.networks.build import BACKBONES, build_network
 from medseg.types.plan import Network, Topology
 
@@ -86,6 +88,17 @@ def test_other_attention_stands_beside_the_gates(use: str) -> None:
     assert len(_all(alone, SkipGate)) == len(_all(both, SkipGate)) == 2
     assert len(_all(both, Cbam)) == len(_all(both, SqueezeExcite)) == 3 and not _all(alone, Cbam)
     assert both(torch.randn(2, 1, 8, 8)).logits[0].shape == (2, 2, 8, 8)
+
+
+def test_self_attention_has_heads_and_a_window() -> None:
+    (block,) = _all(_build("unet", attention="botnet", botnet_heads=8), RelativeAttention)
+    assert block.heads == 8 and [len(table[0]) for table in block.tables] == [1, 1]
+    (default,) = _all(_build("unet", attention="acmix"), Acmix)
+    (block,) = _all(_build("unet", attention="acmix", acmix_heads=2, acmix_window=3), Acmix)
+    assert (default.heads, default.window) == (4, (7, 7)) and (block.heads, block.window) == (2, (3, 3))
+    assert block(torch.randn(1, 32, 5, 6)).shape == (1, 32, 5, 6)
+    with pytest.raises(PlanError, match="a window of 4 has no middle"):
+        _build("unet", attention="acmix", acmix_window=4)
 
 
 def test_kinds_are_joined_in_order() -> None:
