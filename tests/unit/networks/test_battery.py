@@ -25,6 +25,13 @@ FEW = [
     *battery.backbones("2d"),
     *(entry for entry in battery.backbones("3d") if entry.name in ("direction_fused", "unet")),
 ]
+SLOW = ("swin_unetr", "unetr")  # in 3D
+COARSE = ("fcn",)  # its strides of 8 show in small 3D patches
+LEARNERS = [
+    *battery.backbones("2d"),
+    *battery.blocks("2d"),
+    *(e for shape in ("3d", "anisotropic") for e in battery.backbones(shape) if e.name not in (*SLOW, *COARSE)),
+]
 PLACED = [entry for entry in battery.blocks("2d") if entry.table in ("attention", "encoder")]
 LOSSES = [entry for shape in ("2d", "anisotropic") for entry in battery.losses(shape)]
 
@@ -77,23 +84,29 @@ def test_a_gradient_reaches_every_parameter(entry):
     assert {name for name in missing if not name.endswith("bias")} == set()
 
 
-@pytest.mark.parametrize("entry", FEW, ids=str)
+@pytest.mark.parametrize("entry", LEARNERS, ids=str)
 def test_it_learns_one_patch_by_heart(entry):
+    """Dice of both classes above 0.95 within 200 steps."""
     network, image = entry.build(), entry.image()
     target = blob(image)
-    image = image * 0.1 + (target > 0)
-    loss = build_loss(entry.losses)
+    image = image * 0.1 + (target > 0)  # the core is known by its place alone
+    # GG-Net's total, whose boundary terms start 30 times as large, takes longer
+    loss = build_loss([term for term in entry.losses if term.use != "gg_net"])
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
-    first = None
-    for _ in range(80):
+    found = 0.0
+    for _ in range(200):
         optimizer.zero_grad()
-        value = loss(network(image), Batch(image, target)).total
-        first = first or float(value.detach())
-        value.backward()
-        optimizer.step()
-        if float(value.detach()) < 0.35 * first:
+        output = network(image)
+        found = min(dice(output.logits[0].argmax(1, keepdim=True) == c, target == c) for c in (1, 2))
+        if found > 0.95:
             return
-    assert float(value.detach()) < 0.35 * first
+        loss(output, Batch(image, target)).total.backward()
+        optimizer.step()
+    assert found > 0.95
+
+
+def dice(one, other):
+    return float(2 * (one & other).sum() / (one.sum() + other.sum()))
 
 
 @pytest.mark.parametrize("entry", ALL_2D, ids=str)
