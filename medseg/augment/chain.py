@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 
 from medseg.augment.cbct import cupping, metal_streak, offset, ring, truncation
-from medseg.augment.intensity import blur, brightness, contrast, gamma, low_resolution, noise, speckle
+from medseg.augment.intensity import blur, brightness, contrast, erase, gamma, low_resolution, noise, speckle
 from medseg.augment.mixup import MIXING
 from medseg.augment.spatial import affine, centre_crop, draw_matrix, mirror, rotation
 from medseg.augment.ultrasound import attenuation, shadow, time_gain
@@ -28,6 +28,7 @@ AUGMENT: Mapping[str, Augment] = MappingProxyType(
         "brightness": brightness,
         "contrast": contrast,
         "cupping": cupping,
+        "erase": erase,
         "gamma": gamma,
         "low_resolution": low_resolution,
         "metal_streak": metal_streak,

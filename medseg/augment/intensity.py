@@ -31,6 +31,26 @@ def speckle(patch: Patch, rng: torch.Generator, *, p: float = 0.3, std: float = 
     return replace(patch, image=floor + (patch.image - floor) * factor)
 
 
+def erase(
+    patch: Patch, rng: torch.Generator, *, p: float = 0.2, low: float = 0.1, high: float = 0.3, boxes: int = 1
+) -> Patch:
+    """Fill boxes with noise of each channel's mean and deviation, so that no single place decides (Zhong 2020).
+
+    Sides are uniform in [`low`, `high`] of the patch's, places uniform within it.
+    """
+    if uniforms(rng, 1)[0] >= p:
+        return patch
+    image, axes = patch.image.clone(), tuple(range(1, patch.image.ndim))
+    mean, std = patch.image.mean(axes, keepdim=True), patch.image.std(axes, keepdim=True)
+    for _ in range(boxes):
+        shares = uniforms(rng, 2 * len(axes))
+        sides = [max(1, round(n * (low + (high - low) * s))) for n, s in zip(image.shape[1:], shares[::2], strict=True)]
+        starts = [int((n - k + 1) * s) for n, k, s in zip(image.shape[1:], sides, shares[1::2], strict=True)]
+        box = image[(slice(None), *(slice(start, start + k) for start, k in zip(starts, sides, strict=True)))]
+        box.copy_(mean + std * normal_field(box, rng))
+    return replace(patch, image=image)
+
+
 def blur(
     patch: Patch,
     rng: torch.Generator,

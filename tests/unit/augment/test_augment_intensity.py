@@ -43,6 +43,22 @@ def test_steps_fire_with_their_chance():
     assert 110 < fired < 190
 
 
+@pytest.mark.parametrize("shape", [(40, 60), (20, 30, 40)])
+def test_erasing_fills_one_box_with_what_the_patch_looks_like(shape):
+    patch = Patch(7 + 3 * torch.randn(2, *shape, generator=generator()), torch.zeros(1, *shape, dtype=torch.int16))
+    rng, places = generator(1), []
+    for _ in range(30):
+        changed = (intensity.erase(patch, rng, p=1.0, low=0.2, high=0.5).image != patch.image).all(0)
+        found = changed.nonzero()
+        sides = found.amax(0) - found.amin(0) + 1
+        assert changed.sum() == sides.prod()  # a full box, in both channels
+        assert all(0.19 * n - 1 <= k <= 0.5 * n + 1 for n, k in zip(shape, sides.tolist(), strict=True))
+        places.append(found.float().mean(0) / torch.tensor(shape))
+    assert (torch.stack(places).amax(0) > 0.65).all() and (torch.stack(places).amin(0) < 0.35).all()
+    whole = intensity.erase(patch, rng, p=1.0, low=1.0, high=1.0).image
+    assert float(whole.mean()) == pytest.approx(7, abs=0.3) and float(whole.std()) == pytest.approx(3, abs=0.3)
+
+
 def test_noise_has_a_standard_deviation_up_to_the_option():
     patch = Patch(torch.zeros(1, 40, 40), torch.zeros(1, 40, 40, dtype=torch.int16))
     rng = generator()
