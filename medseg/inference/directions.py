@@ -87,17 +87,17 @@ def weighted_mean(streams: Sequence[Iterable[Slab]], weights: Sequence[float]) -
         ]
 
 
-def thin_window(plan: Plan, axis: int) -> Size3:
+def thin_window(plan: Plan, axis: int, *, where: str = "--directions") -> Size3:
     """The patch with its thinnest side along `axis`; PlanError if it has none, or if it does not fit the network."""
     patch = plan.sampling.patch
     if len(set(patch)) == 1:
-        hint = "leave out --directions, or plan a patch with one thinner side"
-        raise PlanError(f"a patch of {patch} is alike in every direction", where="--directions", hint=hint)
+        hint = "leave directions out, or plan a patch with one thinner side"
+        raise PlanError(f"a patch of {patch} is alike in every direction", where=where, hint=hint)
     size, thin = list(patch), patch.index(min(patch))
     size[axis], size[thin] = size[thin], size[axis]
     if any(n % d for n, d in zip(size, plan.network.topology.divisor(), strict=True)):
         what = f"a window of {tuple(size)} is not a multiple of {plan.network.topology.divisor()}"
-        raise PlanError(what, where="--directions", hint=f"leave out {AXES[axis]}")
+        raise PlanError(what, where=where, hint=f"leave out {AXES[axis]}")
     return size[0], size[1], size[2]
 
 

@@ -158,6 +158,8 @@ class Inference:
     """How a whole volume is covered; `mirror_axes` index (z, y, x).
 
     Mirroring `swap_axis`, the one between left and right, exchanges the labels and landmarks of these pairs of names.
+    `directions` are the axes across which a scan is predicted in slices (a 3D network: windows thinnest along them),
+    and the mean taken; none for those of sampling, or for the network's own windows where it has none.
     """
 
     overlap: float = 0.5
@@ -166,6 +168,7 @@ class Inference:
     swap_axis: int | None = None
     swap_labels: tuple[tuple[str, str], ...] = ()
     swap_points: tuple[tuple[str, str], ...] = ()
+    directions: tuple[Direction, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 from medseg.errors import PlanError
 from medseg.io.records import read_record
 from medseg.plugins import code_ref, resolve
+from medseg.types.geometry import AXES
 from medseg.types.plan import Adversary, LossTerm, Network, Plan, Step
 from medseg.workflow.switches import refuse_fights
 
@@ -88,7 +89,14 @@ def _check_names(plan: Plan) -> None:
 
 
 def _check_directions(plan: Plan) -> None:
-    """That slices can be taken across the axes that sampling names."""
+    """That slices can be taken across the axes that sampling and inference name."""
+    from medseg.inference.directions import thin_window
+
+    if plan.inference.directions and plan.landmarks:
+        hint = "leave directions out: landmarks are found in the whole scan at once"
+        raise PlanError("a model with landmarks has no directions", where="inference.directions", hint=hint)
+    for name in plan.inference.directions if plan.network.topology.ndim == 3 else ():
+        thin_window(plan, AXES.index(name), where="inference.directions")
     if not plan.sampling.directions:
         return
     what = ""

@@ -156,7 +156,7 @@ def predict_image(
     prepared = prepare_image(image, plan.preprocess)
     landmarks = None
     several = prepared.geometry.shape[0] > 1
-    directions = options.directions or (plan.sampling.directions if several else ())
+    directions = options.directions or ((plan.inference.directions or plan.sampling.directions) if several else ())
     if directions:
         scores = predict_directions(members, prepared, plan, directions, device=device, report=report)
     elif plan.landmarks:

@@ -16,6 +16,7 @@ from medseg.types.geometry import Geometry
 from medseg.types.image import Image, Slab
 from medseg.types.plan import Inference, Sampling
 from medseg.types.result import ModelBundle
+from medseg.workflow.check_plan import check_plan
 from medseg.workflow.cine import check_cine
 from medseg.workflow.model import PredictOptions, predict_image
 
@@ -181,8 +182,20 @@ def test_a_scan_is_predicted_along_its_axes_on_request(tmp_path):
         image, replace(bundle, plan=own), (member,), device=CPU, options=replace(options, directions=())
     )
     np.testing.assert_array_equal(asked.probabilities.array, made.probabilities.array)
-    assert plain.warnings == asked.warnings == ()
+    planned = replace(plan, inference=replace(plan.inference, directions=("z", "y", "x")))
+    along = predict_image(
+        image, replace(bundle, plan=planned), (member,), device=CPU, options=replace(options, directions=())
+    )
+    np.testing.assert_array_equal(along.probabilities.array, made.probabilities.array)
+    assert plain.warnings == asked.warnings == () and along.warnings == made.warnings
     assert any("across y x, but the model learnt slices across z only" in warning for warning in made.warnings)
     flat = _scan((1, 16, 16))
     single = predict_image(flat, replace(bundle, plan=own), (member,), device=CPU)
     assert np.array_equal(single.labels.array, predict_image(flat, bundle, (member,), device=CPU).labels.array)
+
+
+def test_directions_of_a_plan_must_suit_its_patch():
+    thick = replace(tiny_plan(ndim=3), inference=Inference(directions=("z", "x")))
+    check_plan(replace(thick, sampling=replace(thick.sampling, patch=(8, 16, 16))))
+    with pytest.raises(PlanError, match=r"inference\.directions.*alike in every direction"):
+        check_plan(replace(thick, sampling=replace(thick.sampling, patch=(16, 16, 16))))
