@@ -86,6 +86,13 @@ def save_bundle(
     return load_bundle(root, trust=refs)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process that was killed while it saved a bundle left in `folder`; nobody may be saving there."""
+    for left in (*folder.glob(".part-*"), *folder.glob(".old-*")):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def load_bundle(root: Path, *, trust: Sequence[str] = ()) -> ModelBundle:
     """Read a bundle after checking every file's size and hash; nothing in it is executed or unpickled.
 

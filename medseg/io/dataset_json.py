@@ -271,7 +271,7 @@ def _groups(content: Mapping[str, Any], faults: list[Fault]) -> Mapping[str, str
     groups = content.get("groups", {})
     scalar = (str, int)
     if isinstance(groups, dict) and all(isinstance(group, scalar) for group in groups.values()):
-        return {case: str(group) for case, group in groups.items()}
+        return {case: str(group) for case, group in groups.items() if str(group).strip()}
     faults.append(error('"groups" is no table of case to group', 'write e.g. {"case_1": "patient_7"}'))
     return {}
 

@@ -88,7 +88,23 @@ def _listed_cases(folder: Path, header: Header, faults: list[Fault]) -> list[Cas
             faults.append(error(what, "list one image per channel", case=case))
         elif not missing and (label.is_file() if label is not None else not wanted):
             cases.append(Case(case, paths, label))
+    faults.extend(_unlisted(folder, header))
     return cases
+
+
+def _unlisted(folder: Path, header: Header) -> list[Fault]:
+    """Files beside those that `dataset.json` names."""
+    listed: set[Path] = set()
+    for names, label in (header.listed or {}).values():
+        listed.update(path for name in names for path in _present(folder / name, len(header.channels)))
+        listed.update([] if label is None else [folder / label])
+    beside = sorted({path.parent for path in listed if path.parent != folder})
+    return [
+        warning("is not listed in dataset.json and is left out", "list it or remove it", file=_relative(path, folder))
+        for place in beside
+        for path in _entries(place)
+        if path not in listed and not _belongs_to_header(path) and not any(one.is_relative_to(path) for one in listed)
+    ]
 
 
 def _present(path: Path, channels: int) -> tuple[Path, ...]:
@@ -241,7 +257,7 @@ def _groups(folder: Path, header: Header, faults: list[Fault]) -> Mapping[str, s
     if not rows or not {"case", "group"} <= set(rows[0]):
         faults.append(error("has no columns case and group", "name them in the first line", file=path.name))
         return {}
-    return {row["case"]: row["group"] for row in rows if row["group"]}
+    return {row["case"]: row["group"] for row in rows if (row["group"] or "").strip()}
 
 
 def _grouped(found: list[Case], groups: Mapping[str, str], faults: list[Fault]) -> tuple[Case, ...]:

@@ -49,7 +49,7 @@ def score_case(case_id: str, prediction: LabelMap, reference: LabelMap, *, toler
         box = _joint_box([(boxes[0], ours), (boxes[1], theirs)])
         one, two = np.isin(array[box], ours), np.isin(truth[box], theirs)
         rows[label.name] = _score(one, two, reference.geometry, tolerance_mm)
-    return CaseScores(case_id, rows, reference.geometry.unit)
+    return CaseScores(case_id, rows, reference.geometry.unit, nsd_tolerance_mm=tolerance_mm)
 
 
 def summarise(scores: Sequence[CaseScores]) -> dict[str, object]:
@@ -68,7 +68,9 @@ def summarise(scores: Sequence[CaseScores]) -> dict[str, object]:
         mean[metric] = float(np.mean(values)) if values else None
     scored = [case for case in scores if case.status == "ok"]
     unit = "/".join(sorted({case.unit for case in scored}))
-    return {"cases": len(scored), "failed": len(scores) - len(scored), "unit": unit, "mean": mean, "labels": labels}
+    tolerances = sorted({case.nsd_tolerance_mm for case in scored})
+    counts = {"cases": len(scored), "failed": len(scores) - len(scored)}
+    return {**counts, "unit": unit, "nsd_tolerance_mm": tolerances, "mean": mean, "labels": labels}
 
 
 def json_number(value: float) -> float | str | None:

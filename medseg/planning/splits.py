@@ -6,13 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from medseg.errors import DatasetError
 from medseg.types.dataset import Case, Dataset, Fault, Split
 
+FOLDS = 5  # as in nnU-Net (Isensee 2021)
 
-def make_splits(dataset: Dataset, *, folds: int = 5, seed: int = 0) -> tuple[Split, ...]:
+
+def make_splits(dataset: Dataset, *, folds: int | None = None, seed: int = 0) -> tuple[Split, ...]:
     """Folds of nearly equal numbers of cases, grouped by `Case.group`; the dataset's own splits where it has some.
 
     A function of the set of (case id, group), `folds` and `seed`; the order of cases does not matter. The largest
-    groups are dealt first, each to the fold with the fewest cases.
-    Raises DatasetError if there are fewer groups than folds, or if the dataset's own splits split a group.
+    groups are dealt first, each to the fold with the fewest cases. Without `folds` there are 5, or one per group where
+    there are fewer groups.
+    Raises DatasetError if there are fewer groups than `folds` or than two, or if the dataset's own splits split one.
     """
     if dataset.splits:
         wrong = [fault for fault in split_faults(dataset) if fault.severity == "error"]
@@ -20,11 +23,13 @@ def make_splits(dataset: Dataset, *, folds: int = 5, seed: int = 0) -> tuple[Spl
             what = "\n  ".join(["the dataset's own splits cannot be used", *(fault.what for fault in wrong)])
             raise DatasetError(what, where=dataset.root, hint="; ".join(dict.fromkeys(fault.fix for fault in wrong)))
         return dataset.splits
+    groups = group_cases(dataset.cases)
+    folds = max(2, min(FOLDS, len(groups))) if folds is None else folds
     if folds < 2:
         raise DatasetError(f"{folds} folds leave nothing to validate on", where="folds", hint="give 2 or more")
-    groups = group_cases(dataset.cases)
     if len(groups) < folds:
-        hint = f"use at most {len(groups)} folds, or add cases" if len(groups) > 1 else "add cases of another patient"
+        alone = "add cases of another patient, or train one network on all cases with --fold all"
+        hint = f"use at most {len(groups)} folds, or add cases" if len(groups) > 1 else alone
         raise DatasetError(f"{len(groups)} patients or groups for {folds} folds", where=dataset.root, hint=hint)
     return _as_splits(_deal(groups, [set() for _ in range(folds)], seed))
 

@@ -1,7 +1,9 @@
 """One run per folder: a lock the system releases when its process ends, however it ends."""
 
+import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,22 +11,35 @@ from typing import IO
 
 from medseg.errors import MedsegError, TrainingError
 
+_LOG = logging.getLogger("medseg")
+_TURN_S = 0.5  # between looks at a lock that is waited for
 _FAR = 1 << 20  # Windows locks bytes; one beyond the text keeps the text readable
 
 
 @contextmanager
 def locked(
-    folder: Path, *, doing: str = "training", error: type[MedsegError] = TrainingError, remove: bool = False
+    folder: Path,
+    *,
+    doing: str = "training",
+    error: type[MedsegError] = TrainingError,
+    remove: bool = False,
+    wait: bool = False,
 ) -> Iterator[None]:
     """Hold `folder`/lock, which names this process; `remove` takes the file away afterwards.
 
-    Raises `error` with the other process' id and what it is `doing` where a running one holds it. The lock of a
-    process that ended or was killed is free.
+    Raises `error` with the other process' id and what it is `doing` where a running one holds it, or with `wait` takes
+    its turn. The lock of a process that ended or was killed is free.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lock"
     with path.open("a+b") as file:
-        if not _take(file) or not _is_at(path, file):
+        taken = _take(file)
+        if wait and not taken:
+            _LOG.info("waiting for process %s in %s", _owner(path), folder)
+        while wait and not taken:
+            time.sleep(_TURN_S)
+            taken = _take(file)
+        if not taken or not _is_at(path, file):
             raise error(
                 f"process {_owner(path)} is already {doing} here",
                 where=folder,

@@ -111,13 +111,17 @@ class LabelScores:
 
 @dataclass(frozen=True)
 class CaseScores:
-    """Metrics of one case, keyed by label name; none if it failed: no or an unusable prediction, as `error` says."""
+    """Metrics of one case, keyed by label name; none if it failed: no or an unusable prediction, as `error` says.
+
+    `nsd_tolerance_mm` is that of every `nsd`.
+    """
 
     case_id: str
     labels: Mapping[str, LabelScores]
     unit: Literal["mm", "px"] = "mm"
     status: Literal["ok", "failed"] = "ok"
     error: str | None = None
+    nsd_tolerance_mm: float = 1.0
 
 
 @dataclass(frozen=True)

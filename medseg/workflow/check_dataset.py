@@ -196,11 +196,13 @@ def _too_alike(dataset: Dataset, seen: Mapping[str, _Seen]) -> list[Fault]:
     """Images that look the same and are not kept together by one group."""
     thumbnails = {case: one.thumbnail for case, one in seen.items() if one.thumbnail is not None}
     groups = {case.id: case.group for case in dataset.cases}
+    faults: list[Fault] = []
     try:
         fold_of = {case: fold for fold, split in enumerate(make_splits(dataset)) for case in split.val}
-    except DatasetError:
+    except DatasetError as problem:
         fold_of = {}
-    faults = []
+        if not dataset.splits:  # whose own faults are found elsewhere
+            faults.append(Fault("", "", "warning", problem.what, problem.hint or ""))
     for alike in find_look_alikes(thumbnails):
         together = {groups[case] for case in alike.case_ids}
         if len(together) == 1 and None not in together:

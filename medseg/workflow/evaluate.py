@@ -107,11 +107,12 @@ def write_evaluation(scores: Sequence[CaseScores], out_json: Path, out_csv: Path
     table = io.StringIO(newline="")
     writer = csv.writer(table, lineterminator="\n")
     names = list(next((asdict(row) for case in scores for row in case.labels.values()), {}))
-    writer.writerow(["case", "label", "unit", "status", "error", *names])
+    writer.writerow(["case", "label", "unit", "nsd_tolerance_mm", "status", "error", *names])
     for case in scores:
         rows = {name: _numbers(asdict(row)) for name, row in case.labels.items()} or {"": dict.fromkeys(names)}
         for label, row in rows.items():
-            writer.writerow([case.case_id, label, case.unit, case.status, case.error, *(row[name] for name in names)])
+            facts = [case.case_id, label, case.unit, case.nsd_tolerance_mm, case.status, case.error]
+            writer.writerow([*facts, *(row[name] for name in names)])
     write_text(out_csv, table.getvalue())
 
 
@@ -119,7 +120,9 @@ def format_table(scores: Sequence[CaseScores]) -> str:
     """The summary as text: a line per label, the mean over labels, and every failed case."""
     summary = summarise(scores)
     unit = summary["unit"] or "mm"
-    rows = [["label", "Dice", "IoU", f"HD95 {unit}", f"surface {unit}", "NSD", "F1", "n", "undefined", "infinite"]]
+    tolerances = "/".join(f"{value:g}" for value in sorted({case.nsd_tolerance_mm for case in scores}))
+    distances = [f"HD95 {unit}", f"surface {unit}", f"NSD {tolerances} {unit}"]
+    rows = [["label", "Dice", "IoU", *distances, "F1", "n", "undefined", "infinite"]]
     for name, values in _mapping(summary["labels"]).items():
         columns = [_mapping(values[metric]) for metric in ("dice", "iou", "hd95_mm", "mean_surface_mm", "nsd")]
         counts = [columns[0]["n"], columns[0]["n_undefined"], columns[2]["n_infinite"]]
@@ -137,11 +140,12 @@ def _score(
     name: str, prediction: Path | None, reference: Path, read: Callable[[Path], LabelMap], tolerance_mm: float
 ) -> CaseScores:
     if prediction is None:
-        return CaseScores(name, {}, status="failed", error=f"no prediction for {reference}. predict this case")
+        error = f"no prediction for {reference}. predict this case"
+        return CaseScores(name, {}, status="failed", error=error, nsd_tolerance_mm=tolerance_mm)
     try:
         return score_case(name, read(prediction), read(reference), tolerance_mm=tolerance_mm)
-    except MedsegError as error:
-        return CaseScores(name, {}, status="failed", error=str(error))
+    except MedsegError as problem:
+        return CaseScores(name, {}, status="failed", error=str(problem), nsd_tolerance_mm=tolerance_mm)
 
 
 def _within(image: Path | None, read: Callable[[Path], LabelMap]) -> Callable[[Path], LabelMap]:

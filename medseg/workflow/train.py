@@ -13,16 +13,17 @@ import torch
 from jaxtyping import Float64
 
 from medseg.errors import DatasetError, MedsegError, PlanError, TrainingError
-from medseg.io.bundles import bundle_sha256, save_bundle
+from medseg.io.bundles import bundle_sha256, remove_leftovers, save_bundle
 from medseg.io.cache import cache_key, is_complete, write_case
 from medseg.io.dataset_points import read_points
 from medseg.io.datasets import read_dataset
 from medseg.io.pairs import in_order, read_pair
 from medseg.io.records import read_record, record_sha256, to_plain, write_record
-from medseg.planning.splits import extend_splits, make_splits
+from medseg.planning.splits import FOLDS, extend_splits, make_splits
 from medseg.preprocess.chain import prepare_image, prepare_labels
 from medseg.preprocess.fan import has_fan
 from medseg.training.curves import tensorboard
+from medseg.training.lock import locked
 from medseg.training.loop import Hook, fit
 from medseg.training.session import WEIGHTS, is_finished
 from medseg.types.dataset import Case, Dataset, Split
@@ -83,7 +84,8 @@ def train(
 
     `folds`: "cv" for all of the cross-validation, "all" for one network on all cases, or numbers. Finished folds are
     not trained again; the bundle holds every fold that is finished, also of earlier calls. Cleaning is chosen from
-    out-of-fold predictions only. An interrupted call goes on where it stopped when called again. `track` also writes
+    out-of-fold predictions only. An interrupted call goes on where it stopped when called again. Calls for different
+    folds may run side by side; for the same fold the second is refused. `track` also writes
     every fold's metrics for TensorBoard, into `out`/fold_<k>/tensorboard. `teacher` is the bundle that the loss
     "distillation" learns from; its memory is not part of the plan's budget.
     Raises PlanError, DatasetError, TrainingError, or Interrupted after SIGTERM or Ctrl-C.
@@ -95,14 +97,14 @@ def train(
     data = read_dataset(Path(dataset))
     _check_match(plan, data)
     where = resolve_device(device)
-    precision = resolve_precision(plan.training.precision, where)
-    warn_of_size(plan, where)
+    here = replace(plan, training=replace(plan.training, precision=resolve_precision(plan.training.precision, where)))
+    warn_of_size(here, where)
     guide = check_teacher(plan, None if teacher is None else Path(teacher))
-    _keep_plan(plan, out)
-    splits = _splits(data, out, folds)
-    wanted = _wanted(folds, splits, out)
-    cache = prepare(plan, data, out, workers=workers, report=report)
-    here = replace(plan, training=replace(plan.training, precision=precision))
+    with locked(out, doing="preparing", wait=True):
+        _keep_plan(plan, out)
+        splits = _splits(data, out, folds)
+        wanted = _wanted(folds, splits, out)
+        cache = prepare(plan, data, out, workers=workers, report=report)
     loaders = workers if workers is not None else _loaders(where)
     validated: list[Validated] = []
     members: dict[Fold, Path] = {}
@@ -126,12 +128,15 @@ def train(
                 workers=loaders,
                 teacher=None if guide is None else open_teacher(guide, here, where, member=taught[fold]),
             )
-        validated += validate_fold(plan, data, split.val, run, device=where, report=report)
-    cleaned, scores = clean_and_score(plan, data, validated, report=report, workers=workers)
+        with locked(out, doing="validating", wait=True):
+            validated += validate_fold(plan, data, split.val, run, device=where, report=report)
     facts: dict[str, object] = {"members": [str(fold) for fold in members], "splits_sha256": dealt}
     if guide is not None:
         facts["teacher"] = _teacher_facts(guide, [taught[fold] for fold in members])
-    return save_bundle(out / "bundle", cleaned, members, {**scores, **facts}, refs)
+    with locked(out, doing="saving", wait=True):
+        cleaned, scores = clean_and_score(plan, data, validated, report=report, workers=workers)
+        remove_leftovers(out)
+        return save_bundle(out / "bundle", cleaned, members, {**scores, **facts}, refs)
 
 
 def _teacher_facts(guide: ModelBundle, members: Sequence[str | None]) -> dict[str, object]:
@@ -210,7 +215,10 @@ def _splits(dataset: Dataset, out: Path, folds: Folds) -> tuple[Split, ...]:
     if not path.exists():
         if folds == "all":
             return ()
-        write_record(make_splits(labelled), path)
+        made = make_splits(labelled)
+        if len(made) < FOLDS and not labelled.splits:
+            _LOG.warning("%d patients or groups: %d folds instead of %d", len(made), len(made), FOLDS)
+        write_record(made, path)
     splits = read_record(path, tuple[Split, ...])
     known = {case.id for case in _labelled(dataset)}
     dealt = {name for split in splits for name in (*split.train, *split.val)}

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from medseg.errors import BundleError
-from medseg.io.bundles import bundle_sha256, load_bundle, save_bundle
+from medseg.io.bundles import bundle_sha256, load_bundle, remove_leftovers, save_bundle
 from medseg.types.labels import Label, Labels
 from medseg.types.plan import (
     Budget,
@@ -75,6 +75,15 @@ def test_a_bundle_reads_back_equal_after_being_copied(root, tmp_path):
     ]
     assert bundle_sha256(bundle) == hashlib.sha256((root / "manifest.json").read_bytes()).hexdigest()
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+
+def test_leftovers_of_a_killed_process_are_removed(root, tmp_path):
+    for name in (".part-abc", ".old-abc"):
+        (tmp_path / name / "members").mkdir(parents=True)
+    (tmp_path / ".part-of-a-file").write_text("kept")
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.glob(".*")} == {".part-of-a-file"}
+    assert load_bundle(root).plan == PLAN
 
 
 def test_saving_again_replaces_the_old_bundle_and_nothing_else(root, tmp_path):

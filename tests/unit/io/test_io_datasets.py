@@ -78,6 +78,24 @@ def test_reads_the_decathlon_layout_with_all_channels_in_one_file(tmp_path):
     )
 
 
+def test_files_beside_the_listed_ones_are_named(tmp_path):
+    row = {"image": "./imagesTr/c.nii.gz", "label": "./labelsTr/c.nii.gz"}
+    folder = describe(tmp_path / "v1", channel_names={"0": "a", "1": "b"}, training=[row])
+    touch(folder, "imagesTr/c_0000.nii.gz", "imagesTr/c_0001.nii.gz", "labelsTr/c.nii.gz")
+    touch(folder, "imagesTr/forgotten.nii.gz", "labelsTr/forgotten.nii.gz", "imagesTr/notes.txt", "imagesTr/.hidden")
+    assert len(read_dataset(folder).cases) == 1
+    found = [fault for fault in survey(folder)[1] if "not listed" in fault.what]
+    assert {fault.severity for fault in found} == {"warning"}
+    assert [f.file for f in found] == ["imagesTr/forgotten.nii.gz", "imagesTr/notes.txt", "labelsTr/forgotten.nii.gz"]
+
+
+def test_an_empty_group_is_none(tmp_path):
+    folder = describe(tmp_path / "v2", channel_names={"0": "CT"}, groups={"a": "", "b": " ", "c": "p"})
+    touch(folder, *(f"imagesTr/{case}_0000.nii.gz" for case in "abc"), *(f"labelsTr/{case}.nii.gz" for case in "abc"))
+    assert [case.group for case in read_dataset(folder).cases] == [None, None, "p"]
+    assert any("2 cases have no group" in fault.what for fault in survey(folder)[1])
+
+
 def test_listed_images_may_be_stored_one_file_per_channel(tmp_path):
     row = {"image": "./imagesTr/c.nii.gz", "label": "./labelsTr/c.nii.gz"}
     folder = describe(tmp_path / "v1", channel_names={"0": "a", "1": "b"}, training=[row])

@@ -67,6 +67,13 @@ def test_too_few_groups_say_what_to_do(groups, folds):
     assert caught.value.hint
 
 
+def test_few_patients_have_a_fold_each():
+    groups = ["p", "p", "q", None, "q"]
+    assert sorted(len(split.val) for split in make_splits(dataset_of(groups))) == [1, 2, 2]
+    with pytest.raises(DatasetError, match="--fold all"):
+        make_splits(dataset_of(["p", "p"]))
+
+
 def test_own_splits_win_if_they_are_sound():
     own = (Split(("c000",), ("c001", "c002")),)
     assert make_splits(dataset_of([None] * 3, own), folds=5) == own

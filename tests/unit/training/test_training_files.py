@@ -124,6 +124,22 @@ def test_a_second_run_is_refused_with_the_process_of_the_first(tmp_path):
         pass
 
 
+def test_a_run_may_wait_for_its_turn(tmp_path):
+    order = []
+
+    def second():
+        with locked(tmp_path, wait=True):
+            order.append("second")
+
+    with locked(tmp_path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(0.2)
+        order.append("first")
+    thread.join(timeout=20)
+    assert order == ["first", "second"]
+
+
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline().strip() == b"held"

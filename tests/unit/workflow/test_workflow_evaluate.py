@@ -109,12 +109,13 @@ def test_json_csv_and_table_state_undefined_and_infinite(folders, tmp_path):
     guess, truth = folders
     _write(guess, "b.nii.gz", _cube(2))
     _write(truth, "missing.nii.gz", _cube(1))
-    scores = evaluate(guess, truth, labels=LABELS)
+    scores = evaluate(guess, truth, labels=LABELS, tolerance_mm=2.5)
     assert scores[1].labels["metal"].hd95_mm == math.inf
     write_scores(scores, tmp_path / "out")
     stored = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert stored["summary"]["labels"]["bone"]["dice"]["mean"] == 0.5 and stored["summary"]["failed"] == 1
     assert stored["cases"][0]["labels"]["metal"]["dice"] is None
+    assert stored["summary"]["nsd_tolerance_mm"] == [2.5] and stored["cases"][2]["nsd_tolerance_mm"] == 2.5
     assert stored["cases"][1]["labels"]["metal"]["hd95_mm"] == "inf"
     rows = list(csv.DictReader((tmp_path / "out" / "scores.csv").read_text("utf-8").splitlines()))
     assert [(r["case"], r["label"], r["dice"], r["hd95_mm"]) for r in rows] == [
@@ -124,8 +125,9 @@ def test_json_csv_and_table_state_undefined_and_infinite(folders, tmp_path):
         ("b", "metal", "0.0", "inf"),
         ("missing", "", "", ""),
     ]
-    assert rows[-1]["status"] == "failed"
+    assert rows[-1]["status"] == "failed" and {row["nsd_tolerance_mm"] for row in rows} == {"2.5"}
     lines = format_table(scores).splitlines()
+    assert "NSD 2.5 mm" in lines[0]
     assert lines[1].split() == ["bone", "0.500", "0.500", "0.000", "0.000", "0.500", "0.667", "2", "0", "1"]
     assert lines[-1].startswith("failed: missing: no prediction")
     write_evaluation(scores, tmp_path / "x.json", tmp_path / "x.csv")
