@@ -107,6 +107,9 @@ def _weighed(losses: Mapping[str, LossTerm], options: Options) -> dict[str, Loss
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
             hint = "write a number from 0, which leaves the loss out"
             raise PlanError(f"{weight!r} is no weight of a loss", where=f"option {name}", hint=hint)
+        if weight == 0 and loss["use"] not in weighed:
+            hint = f"its losses are {', '.join(weighed)}"
+            raise PlanError(f'the plan has no loss "{loss["use"]}" to leave out', where=f"option {name}", hint=hint)
         known = weighed.get(loss["use"], LossTerm(1.0, loss["use"]))
         weighed[loss["use"]] = replace(known, weight=float(weight))
     return {use: term for use, term in weighed.items() if term.weight > 0}

@@ -94,9 +94,10 @@ def time_step(
     training: Training,
     device: torch.device,
     repeats: int = 5,
+    regions: bool = False,
 ) -> float:
     """Median seconds of a training step on random data, after two that warm up."""
-    job = Job(network, channels, outputs, patch, batch, training)
+    job = Job(network, channels, outputs, patch, batch, training, regions)
     whole = device.type != "cpu"
     parts, data = build_parts(job, device), random_batch(job, device)
     seconds = []

@@ -98,7 +98,11 @@ def _assemble(
     kinds = {decisions.modality(name) for name in fingerprint.channels}
     modality = next((kind for kind in ("us", "cbct") if kind in kinds), None)
     augment = presets.augmentation(
-        found.sampling.patch, mirrored.step(fingerprint), modality=modality, whole=fit.whole is not None
+        found.sampling.patch,
+        mirrored.step(fingerprint),
+        modality=modality,
+        pictures=fingerprint.ndim == 2,
+        whole=fit.whole is not None,
     )
     steps = found.steps or presets.MAX_STEPS
     dice = decisions.batch_dice(fingerprint.labels, config=config, has_lowres=lowres, whole=fit.whole is not None)

@@ -166,23 +166,28 @@ MACHINES: Mapping[str, tuple[str, tuple[Step, ...]]] = MappingProxyType(
 
 
 def augmentation(
-    patch: tuple[int, int, int], mirror: Step | None, *, modality: str | None = None, whole: bool = False
+    patch: tuple[int, int, int],
+    mirror: Step | None,
+    *,
+    modality: str | None = None,
+    pictures: bool = False,
+    whole: bool = False,
 ) -> Decision[tuple[Step, ...]]:
     """Augmentation steps in order, with the published ranges (Isensee 2021).
 
     Where the patch is more than 3 times larger in plane than across, rotation and zoom stay in the plane. Long 2D
     patches (aspect above 1.5) rotate little, because turned ones would leave the scan. Ultrasound ("us") and cone-beam
-    CT ("cbct") get what their machines do to pictures; volumes of ultrasound only speckle, because their headers do not
-    say which way the probe looked. A patch that is the `whole` scan, in which landmarks are looked
+    CT ("cbct") get what their machines do; ultrasound only speckle unless the data are `pictures`, because headers of
+    volumes do not say which way the probe looked. A patch that is the `whole` scan, in which landmarks are looked
     for, keeps its way up and about its size.
     """
     ultrasound, (machine, own) = modality == "us", MACHINES.get(modality or "", ("", ()))
-    if ultrasound and patch[0] > 1:
+    if ultrasound and not pictures:
         machine, own = "speckle of ultrasound", (Step("speckle"),)
     in_plane = patch[0] > 1 and max(patch) / patch[0] > 3
     aspect = max(patch[1:]) / min(patch[1:])
     flat = patch[0] == 1
-    upright = whole or (flat and (aspect > 1.5 or ultrasound))
+    upright = whole or (flat and (aspect > 1.5 or (ultrasound and pictures)))
     degrees = 15.0 if upright else 180.0 if flat or in_plane else 30.0
     zoom = {"scale_low": 0.85, "scale_high": 1.2} if whole else {"scale_low": 0.7, "scale_high": 1.4}
     plane = {"in_plane": True} if in_plane else {}
@@ -192,7 +197,7 @@ def augmentation(
     steps += own
     steps += [mirror] if mirror else []
     said = f"rotation up to {degrees:.0f} degrees" + (" in plane" if in_plane else "")
-    said += ", upright as the probe" if ultrasound and flat else ""
+    said += ", upright as the probe" if ultrasound and flat and pictures else ""
     said += ", whole scans keep their way up and their size" if whole else ""
     axes = mirror.options["axes"] if mirror else None
     said += (

@@ -67,9 +67,12 @@ def batches(
     jobs = (partial(load, step, index) for step in count(start) for index in range(sampling.batch))
     groups = _grouped(_in_order(jobs, workers, ahead=2 * sampling.batch + workers), sampling.batch)
     mix = build_mixing(plan.training.augment)
+
+    def batch(drawn: Sequence[Drawn]) -> Batch:  # single patches on the device are gone when it returns
+        return _stacked([augment(_moved(patch, device), rng) if late else patch for patch, rng in drawn], plan, device)
+
     for step, drawn in enumerate(groups, start):
-        patches = [augment(_moved(patch, device), rng) if late else patch for patch, rng in drawn]
-        yield mix(_stacked(patches, plan, device), generators(plan.training.seed, MIX, step, 0)[0])
+        yield mix(batch(drawn), generators(plan.training.seed, MIX, step, 0)[0])
 
 
 def validation_batches(

@@ -1,5 +1,6 @@
 """Refuse a plan that cannot run, before anything is read or trained."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def check_plan(plan: Plan) -> tuple[str, ...]:
         resolve(step.use, table, step.options, where=where)
         refs.append(code_ref(step.use))
     _check_names(plan)
+    _check_weights(plan)
     _check_directions(plan)
     refuse_fights(plan)
     _check_landmarks(plan)
@@ -88,8 +90,18 @@ def _check_names(plan: Plan) -> None:
             raise PlanError(f"no label is called {', '.join(unknown)}", where=where, hint=f"labels are {known}")
 
 
+def _check_weights(plan: Plan) -> None:
+    """That every term of what is minimised counts, and counts as something to make small."""
+    terms = [(f"training.losses[{index}].weight", term.weight) for index, term in enumerate(plan.training.losses)]
+    adversary = plan.training.adversary
+    terms += [] if adversary is None else [("training.adversary.weight", adversary.weight)]
+    for where, weight in terms:
+        if not 0 < weight < math.inf:
+            raise PlanError(f"a weight of {weight:g}", where=where, hint="above 0, or leave it out")
+
+
 def _check_directions(plan: Plan) -> None:
-    """That slices can be taken across the axes that sampling and inference name."""
+    """That scans can be predicted across the axes that inference names, and slices taken across those of sampling."""
     from medseg.inference.directions import thin_window
 
     if plan.inference.directions and plan.landmarks:
@@ -97,8 +109,12 @@ def _check_directions(plan: Plan) -> None:
         raise PlanError("a model with landmarks has no directions", where="inference.directions", hint=hint)
     for name in plan.inference.directions if plan.network.topology.ndim == 3 else ():
         thin_window(plan, AXES.index(name), where="inference.directions")
-    if not plan.sampling.directions:
-        return
+    if plan.sampling.directions:
+        _check_slices(plan)
+
+
+def _check_slices(plan: Plan) -> None:
+    """That slices across the axes that sampling names can be learnt from."""
     what = ""
     if plan.network.topology.ndim == 3:
         what = "a 3D network takes no slices"
@@ -106,8 +122,14 @@ def _check_directions(plan: Plan) -> None:
         what = "a landmark lies in one slice only"
     elif plan.inference.swap_labels and set(plan.sampling.directions) != {"z"}:
         what = "slices across y and x do not tell left from right"
+    elif set(plan.sampling.directions) != {"z"} and any(_mirrors(step) for step in plan.training.augment):
+        what = "mirroring rows or columns of slices across several axes flips more axes than it names; leave it out, or"
     if what:
         raise PlanError(what, where="sampling.directions", hint="leave directions out")
+
+
+def _mirrors(step: Step) -> bool:
+    return step.use == "mirror" and step.options.get("axes", [0]) != []
 
 
 def _check_landmarks(plan: Plan) -> None:

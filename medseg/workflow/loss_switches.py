@@ -81,6 +81,17 @@ def cross_entropy_twice(plan: Plan) -> Iterator[Fight]:
         yield Fight("training.losses", f"{' and '.join(names)} would count cross-entropy twice", hint)
 
 
+def hard_voxels_beside_all(plan: Plan) -> Iterator[Fight]:
+    """Hard voxels are picked, and the cross-entropy of all of them counts as well."""
+    picked = _terms(plan, "ohem", "focal")
+    whole = [term.use for term in plan.training.losses if _measures(term, _ENTROPY, "ce_weight")]
+    if picked and whole:
+        what = f"{picked[0].use} stresses hard voxels, and {whole[0]} counts the cross-entropy of all beside it"
+        yield Fight(
+            "training.losses", what, 'give dice_ce "ce_weight": 0, or leave the other out, unless both are meant'
+        )
+
+
 def class_weights_that_do_not_fit(plan: Plan) -> Iterator[Fight]:
     """A list with an entry per class of another length."""
     outputs = plan.labels.outputs()

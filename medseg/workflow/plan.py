@@ -15,6 +15,7 @@ from medseg.types.fingerprint import Fingerprint
 from medseg.types.plan import Budget, Network, Options, Plan, Sampling, Training
 from medseg.types.progress import Report, silent
 from medseg.workflow.check_plan import check_plan
+from medseg.workflow.switches import say_doubts
 
 if TYPE_CHECKING:
     from medseg.planning.fit import SecondsOf
@@ -50,6 +51,7 @@ def plan(
         plans = make_plans(fingerprint, budget, preset, wishes=wishes, seconds_of=seconds_of)
     for made in plans:
         check_plan(made)
+        say_doubts(made)
     write_record(fingerprint, out / "fingerprint.json")
     written = {f"plan-{config_name(made)}.json": made for made in plans}
     for name, made in written.items():
@@ -115,6 +117,7 @@ def _stopwatch(fingerprint: Fingerprint, budget: Budget) -> "tuple[Budget, Secon
             batch=sampling.batch,
             training=training,
             device=device,
+            regions=fingerprint.labels.are_regions(),
         )
 
     return budget, seconds_of

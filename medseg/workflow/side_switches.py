@@ -9,9 +9,9 @@ from medseg.workflow.loss_switches import Fight
 
 def mirrored_sides(plan: Plan) -> Iterator[Fight]:
     """Mirroring between left and right without exchanging every name that says so, of labels and of landmarks."""
-    axis = side_axis(plan.preprocess.orientation) if plan.network.topology.ndim == 3 else None
     labels, points = paired_names(plan.labels.names()), paired_names(plan.landmarks)
     pairs, alone = sorted({*labels.pairs, *points.pairs}), (*labels.unpaired, *points.unpaired)
+    axis = _axis(plan)
     if axis is None or not (pairs or alone):
         return
     values = value_swaps(plan.labels, labels.pairs)
@@ -33,6 +33,31 @@ def mirrored_sides(plan: Plan) -> Iterator[Fight]:
     if axis in inference.mirror_axes and not (possible and whole and inference.swap_axis == axis):
         hint = f"leave {axis} out of mirror_axes"
         hint += ", or give swap_axis with all pairs in swap_labels and swap_points" if possible else ""
+        yield Fight("inference.mirror_axes", what, hint)
+
+
+def _axis(plan: Plan) -> int | None:
+    """The axis between left and right; of pictures, whose orientation no file tells, what the plan itself says."""
+    axis = side_axis(plan.preprocess.orientation)
+    if axis is not None:
+        return axis
+    stated = [step.options.get("swap_axis") for step in plan.training.augment if step.use == "mirror"]
+    axes = {axis for axis in (*stated, plan.inference.swap_axis) if isinstance(axis, int)}
+    return axes.pop() if len(axes) == 1 else None
+
+
+def sides_that_nobody_knows(plan: Plan) -> Iterator[Fight]:
+    """Mirroring where names say sides and no axis is known to join them; not every such pair mirrors the other."""
+    named = paired_names((*plan.labels.names(), *plan.landmarks))
+    names = [*(name for pair in named.pairs for name in pair), *named.unpaired]
+    if not names or _axis(plan) is not None:
+        return
+    what = f"{', '.join(names[:2])}: names say sides, and no axis is known to join left and right"
+    hint = "do not mirror, or give swap_axis with all that it exchanges"
+    for number, step in enumerate(plan.training.augment):
+        if step.use == "mirror" and step.options.get("axes", [0]):
+            yield Fight(f"training.augment[{number}].options", what, hint)
+    if plan.inference.mirror_axes:
         yield Fight("inference.mirror_axes", what, hint)
 
 

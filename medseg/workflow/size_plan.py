@@ -11,21 +11,27 @@ _LOG = logging.getLogger("medseg")
 _GIB = 2**30
 
 
-def warn_of_size(plan: Plan, device: torch.device) -> float:
+def warn_of_size(plan: Plan, device: torch.device) -> float | None:
     """GiB of a training step of the plan as it is now; a warning in the log where they exceed its budget.
 
     A loss, head or critic that was put into the plan by hand takes memory that patch and batch were not chosen for.
+    None, and a line in the log, where that cannot be known without data, as with a loss of one's own that looks at
+    numbers.
     """
-    step = estimate_step(
-        plan.network,
-        channels=len(plan.channels),
-        outputs=plan.labels.outputs(),
-        patch=plan.sampling.patch,
-        batch=plan.sampling.batch,
-        training=plan.training,
-        gpu=device.type != "cpu",
-        regions=plan.labels.are_regions(),
-    )
+    try:
+        step = estimate_step(
+            plan.network,
+            channels=len(plan.channels),
+            outputs=plan.labels.outputs(),
+            patch=plan.sampling.patch,
+            batch=plan.sampling.batch,
+            training=plan.training,
+            gpu=device.type != "cpu",
+            regions=plan.labels.are_regions(),
+        )
+    except Exception as error:  # code of the user's own may do anything
+        _LOG.warning("the memory of a training step is not known beforehand (%s: %s)", type(error).__name__, error)
+        return None
     need, budget = step.total_bytes() / _GIB, plan.origin.budget.vram_gib
     if need > budget:
         _LOG.warning(

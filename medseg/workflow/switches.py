@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from medseg.errors import PlanError
 from medseg.types.plan import LossTerm, Plan
-from medseg.workflow.loss_switches import LOSS_FIGHTS, Fight, Rule, resolved
+from medseg.workflow.loss_switches import LOSS_FIGHTS, Fight, Rule, hard_voxels_beside_all, resolved
 from medseg.workflow.network_switches import (
     block_options_without_block,
     boundary_of_one_scale,
@@ -14,7 +14,7 @@ from medseg.workflow.network_switches import (
     topology_that_monai_ignores,
     windows_of_landmark_plans,
 )
-from medseg.workflow.side_switches import mirrored_sides
+from medseg.workflow.side_switches import mirrored_sides, sides_that_nobody_knows
 
 _LOG = logging.getLogger("medseg")
 FEW = 8  # samples per step below which batch statistics are poor
@@ -155,6 +155,8 @@ DOUBTS: tuple[Rule, ...] = (
     boundary_of_one_scale,
     topology_that_monai_ignores,
     windows_of_landmark_plans,
+    hard_voxels_beside_all,
+    sides_that_nobody_knows,
 )
 
 # What makes the output that a loss of the whole output looks at: heads, or backbones that return more than features.

@@ -118,7 +118,8 @@ def test_what_is_no_weight_is_refused(weight):
         ({"colour": 3}, "no option colour"),
         ({"dropout": "much"}, "dropout"),
         ({"loss.dice_ec": 1}, "unknown"),
-        ({"loss.dice_ce": 0}, "no loss"),
+        ({"loss.dice_ce": 0}, "there is no loss"),
+        ({"loss.dise_ce": 0}, 'no loss "dise_ce" to leave out'),
     ],
 )
 def test_wrong_options_are_found_when_planning(options, said):

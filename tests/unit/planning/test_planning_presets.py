@@ -61,12 +61,13 @@ def test_long_2d_patches_turn_little(patch, degrees):
 
 
 def test_ultrasound_gets_speckle_and_stays_upright():
-    decision = presets.augmentation((1, 64, 64), mirror(2), modality="us")
+    decision = presets.augmentation((1, 64, 64), mirror(2), modality="us", pictures=True)
     assert decision.value[0].options["degrees"] == 15.0
     depth = {"time_gain", "attenuation", "shadow"}
     assert depth | {"speckle"} <= set(_uses(decision))
-    volume = set(_uses(presets.augmentation((32, 64, 64), None, modality="us")))
-    assert "speckle" in volume and not depth & volume
+    for patch in ((32, 64, 64), (1, 64, 64)):  # whole volumes, and slices of them
+        volume = set(_uses(presets.augmentation(patch, None, modality="us")))
+        assert "speckle" in volume and not depth & volume
 
 
 def test_cone_beam_scans_get_what_their_machines_do_and_others_do_not():

@@ -88,4 +88,8 @@ def test_what_has_no_such_slices_is_refused(tmp_path):
     sided = replace(_plan(("z", "x")), inference=Inference(swap_axis=2, swap_labels=(("organ", "organ"),)))
     with pytest.raises(PlanError, match="left from right"):
         check_plan(sided)
+    flipped = _plan(("z", "x"))
+    flipped = replace(flipped, training=replace(flipped.training, augment=(Step("mirror", {"axes": [1]}),)))
+    with pytest.raises(PlanError, match="flips more axes than it names"):
+        check_plan(flipped)
     assert [slice_across((1, 4, 6), axis) for axis in range(3)] == [(1, 4, 6), (4, 1, 6), (4, 6, 1)]

@@ -64,6 +64,11 @@ def mirrored(*steps: Step, orientation: str = "LPS", inference: Inference | None
     return changed if inference is None else replace(changed, inference=inference)
 
 
+def flat(*steps: Step) -> Plan:
+    """Slices of volumes."""
+    return replace(tiny_plan(ndim=2, labels=KIDNEYS, augment=steps), preprocess=mirrored().preprocess)
+
+
 def joint(*steps: Step, inference: Inference | None = None, points: tuple[str, ...] = ("tmj_l", "tmj_r")) -> Plan:
     """Kidneys and landmarks with sides."""
     heads, losses = (Step("segmentation"), DSNT), (LossTerm(1.0, "dice_ce"), LossTerm(1.0, "dsnt"))
@@ -248,6 +253,13 @@ ROWS = [
         "not exchanged",
         mirrored(inference=Inference(mirror_axes=(2,))),
     ),
+    ("mirrored_sides", "training.augment[0].options", "mirroring x", flat(Step("mirror", {"axes": [1, 2]}))),
+    (
+        "mirrored_sides",
+        "inference.mirror_axes",
+        "not exchanged",
+        mirrored(orientation="stored", inference=Inference(mirror_axes=(2,), swap_axis=2)),
+    ),
     (
         "mirrored_sides",
         "inference.mirror_axes",
@@ -349,7 +361,7 @@ PEACE = {
     "options of blocks": network(options={"attention": "se+aspp", "se_reduction": 4, "aspp_rates": [1, 2]}),
     "options of a block that is always there": network(use="mel_net", options={"aspp_rates": [1, 2]}),
     "options of the default encoder": network(use="unet", options={"encoder": "dense", "dense_growth": 4}),
-    "no known sides": mirrored(Step("mirror"), orientation="stored"),
+    "sides that nobody knows": mirrored(Step("mirror"), orientation="stored"),
 }
 
 
@@ -373,6 +385,13 @@ DOUBTFUL = [
     ("style_that_encoders_ignore", "whatever norm, act says", network(options={"encoder": "convnext", **STYLE})),
     ("style_that_encoders_ignore", "whatever dropout", network(options={"encoder": "poolformer", "dropout": 0.1})),
     ("topology_that_monai_ignores", "[4, 8, 16, 32]", shaped("segresnet", (4, 8, 16, 20))),
+    ("hard_voxels_beside_all", "ohem stresses hard voxels, and dice_ce", losses("dice_ce", term("ohem", min_kept=9))),
+    ("sides_that_nobody_knows", "kidney_left, kidney_right: names", mirrored(Step("mirror"), orientation="stored")),
+    (
+        "sides_that_nobody_knows",
+        "no axis is known",
+        mirrored(orientation="stored", inference=Inference(mirror_axes=(2,))),
+    ),
     (
         "windows_of_landmark_plans",
         "overlap 0.75",

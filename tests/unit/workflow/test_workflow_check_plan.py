@@ -1,11 +1,13 @@
 from dataclasses import replace
 
 import pytest
+from tiny_run import tiny_plan
 
 from medseg.errors import PlanError
 from medseg.io.records import write_record
 from medseg.types.labels import Label, Labels
 from medseg.types.plan import (
+    Adversary,
     Budget,
     Inference,
     LossTerm,
@@ -117,3 +119,11 @@ def test_a_file_is_read_checked_and_named_in_errors(tmp_path):
     path.write_text(path.read_text(encoding="utf-8").replace('"epochs"', '"epoch"'), encoding="utf-8")
     with pytest.raises(PlanError, match="epoch"):
         load_plan(path)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_weights_that_are_none_are_refused(weight):
+    with pytest.raises(PlanError, match=r"training\.losses\[0\]\.weight"):
+        check_plan(tiny_plan(losses=(LossTerm(weight, "dice_ce"),)))
+    with pytest.raises(PlanError, match=r"training\.adversary\.weight"):
+        check_plan(tiny_plan(adversary=Adversary("segan", weight=weight)))

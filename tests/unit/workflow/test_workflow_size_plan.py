@@ -4,7 +4,8 @@ from dataclasses import replace
 import torch
 from tiny_run import tiny_plan
 
-from medseg.types.plan import Adversary
+from medseg.types.plan import Adversary, LossTerm
+from medseg.workflow.check_plan import check_plan
 from medseg.workflow.size_plan import warn_of_size
 
 CPU = torch.device("cpu")
@@ -30,3 +31,16 @@ def test_a_plan_that_grew_by_hand_beyond_its_budget_is_said(caplog):
 
 def test_a_card_takes_more_than_the_tensors():
     assert warn_of_size(tiny_plan(), torch.device("cuda", 0)) > warn_of_size(tiny_plan(), CPU) + 0.5
+
+
+def looks_at_numbers(output, batch):
+    """A loss of one's own that cannot be computed without data."""
+    return output.logits[0].square().mean() if (batch.target > 0).any() else output.logits[0].sum() * 0
+
+
+def test_a_loss_that_needs_data_is_trained_without_an_estimate(caplog):
+    plan = tiny_plan(losses=(LossTerm(1.0, f"{__name__}:looks_at_numbers"),))
+    check_plan(plan)
+    with caplog.at_level(logging.WARNING, logger="medseg"):
+        assert warn_of_size(plan, CPU) is None
+    assert "not known beforehand" in caplog.text
