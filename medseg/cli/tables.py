@@ -32,9 +32,9 @@ def _landmark_line(landmarks: Mapping[str, object]) -> str:
     every = summary.get("all") if isinstance(summary, Mapping) else None
     if not isinstance(every, Mapping) or not every.get("n"):
         return "validation: no reference landmarks"
-    shares = every["sdr"].items()
-    within = ", ".join(f"{100 * share:.0f} % within {limit} mm" for limit, share in shares)
-    mean = "undefined" if every["mean_mm"] is None else f"{every['mean_mm']:.2f} mm"
+    shares, unit = every["sdr"].items(), summary.get("unit", "mm") if isinstance(summary, Mapping) else "mm"
+    within = ", ".join(f"{100 * share:.0f} % within {limit} {unit}" for limit, share in shares)
+    mean = "undefined" if every["mean_mm"] is None else f"{every['mean_mm']:.2f} {unit}"
     missing = f", {every['missing']} missing" if every["missing"] else ""
     return f"validation: {every['n']} landmarks, mean distance {mean} ({within}{missing})"
 

@@ -67,7 +67,7 @@ def predict_whole(
     points = mean.points - np.array(before)
     confidence = [_confidence(*pair, image.geometry, plan) for pair in zip(mean.heatmaps, mean.points, strict=True)]
     mm = np.c_[points, np.ones(len(points))] @ image.geometry.affine().T
-    found_here = Landmarks(plan.landmarks, mm[:, :3], np.array(confidence))
+    found_here = Landmarks(plan.landmarks, mm[:, :3], np.array(confidence), unit=image.geometry.unit)
     return Whole(found_here, None if mean.logits is None else _cut(mean.logits, before, shape))
 
 

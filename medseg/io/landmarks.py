@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64
@@ -25,6 +25,8 @@ _FCSV_COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
 _UPRIGHT = [-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0]
 _CONFIDENCE = re.compile(r"confidence (\d[\d.]*(?:e-?\d+)?)")
 _FORMATS = "use .mrk.json, .fcsv or .csv"
+_PIXELS = ("px", "pixel", "pixels")
+_Unit = Literal["mm", "px"]
 _Row = tuple[str, Sequence[float], float | None]
 
 
@@ -32,7 +34,8 @@ def read_landmarks(path: Path) -> Landmarks:
     """Read .mrk.json (all point lists of the file), .fcsv, or .csv with the columns name, x_mm, y_mm, z_mm (LPS).
 
     In a CSV file z_mm may be absent (0), a column confidence may follow, and empty coordinates are a landmark without
-    a place, as is the status "undefined" in 3D Slicer's. RAS files are turned to LPS; a file that names no system is
+    a place, as is the status "undefined" in 3D Slicer's. Points of pictures without a spacing have columns x_px, y_px,
+    z_px, or px as their unit. RAS files are turned to LPS; a file that names no system is
     taken as 3D Slicer takes it (.mrk.json LPS, .fcsv RAS), with a warning.
     Raises ImageError for other formats, units and systems, for damaged files and for names used twice.
     """
@@ -41,12 +44,12 @@ def read_landmarks(path: Path) -> Landmarks:
     if reader is None:
         raise ImageError("is no landmark file", where=path, hint=_FORMATS)
     try:
-        rows, warnings = reader(path.read_text(encoding="utf-8-sig"))
+        rows, warnings, unit = reader(path.read_text(encoding="utf-8-sig"))
         names = tuple(row[0] for row in rows)
         points = np.array([row[1] for row in rows], dtype=np.float64).reshape(-1, 3)
         stated = [np.nan if row[2] is None else row[2] for row in rows]
         confidence = None if np.isnan(stated).all() else np.array(stated, dtype=np.float64)
-        return Landmarks(names, points, confidence, tuple(warnings))
+        return Landmarks(names, points, confidence, tuple(warnings), unit)
     except OSError as error:
         raise ImageError(f"cannot be opened ({error.strerror})", where=path, hint="check the path") from error
     except MedsegError as error:
@@ -59,8 +62,8 @@ def read_landmarks(path: Path) -> Landmarks:
 def write_landmarks(landmarks: Landmarks, path: Path) -> None:
     """Write .mrk.json, .fcsv or .csv in LPS mm by the name of `path`, whole or not at all.
 
-    .mrk.json and .csv keep landmarks without a place; .mrk.json has the confidence in the description.
-    Raises ImageError for other names, and for .fcsv if a landmark has no place.
+    .mrk.json and .csv keep landmarks without a place, and say so where points are in pixels; .mrk.json has the
+    confidence in the description. Raises ImageError for other names, and for .fcsv if a landmark has no place.
     """
     name = path.name.lower()
     if name.endswith(".mrk.json"):
@@ -75,19 +78,21 @@ def write_landmarks(landmarks: Landmarks, path: Path) -> None:
         raise ImageError("is no name of a landmark file", where=path, hint=_FORMATS)
 
 
-def _read_markups(text: str) -> tuple[list[_Row], list[str]]:
+def _read_markups(text: str) -> tuple[list[_Row], list[str], _Unit]:
     content = json.loads(text)
     lists = [one for one in content["markups"] if one.get("type", "Fiducial") == "Fiducial"]
     others = len(content["markups"]) - len(lists)
     warnings = [f"{others} markups that are no point lists are left out"] if others else []
     rows: list[_Row] = []
+    units = set()
     for markup in lists:
         sign = _sign(markup.get("coordinateSystem"), "LPS", warnings)
-        unit = markup.get("coordinateUnits", "mm")
-        if (unit[0] if isinstance(unit, list) and unit else unit) != "mm":
-            raise DatasetError(f"coordinates are in {unit!r}", hint="convert them to mm")
+        stated = markup.get("coordinateUnits", "mm")
+        units.add(stated[0] if isinstance(stated, list) and stated else stated)
         rows += [_control_point(point, sign, number) for number, point in enumerate(markup["controlPoints"], start=1)]
-    return rows, warnings
+    if not (units <= {"mm"} or units <= set(_PIXELS)):
+        raise DatasetError(f"coordinates are in {', '.join(sorted(map(repr, units)))}", hint="convert them to mm")
+    return rows, warnings, "px" if units & set(_PIXELS) else "mm"
 
 
 def _control_point(point: Any, sign: float, number: int) -> _Row:
@@ -100,7 +105,7 @@ def _control_point(point: Any, sign: float, number: int) -> _Row:
     return name, _lps(position, sign, name), confidence
 
 
-def _read_fcsv(text: str) -> tuple[list[_Row], list[str]]:
+def _read_fcsv(text: str) -> tuple[list[_Row], list[str], _Unit]:
     head = [line.lstrip("# ").strip() for line in text.splitlines() if line.startswith("#")]
     stated = {key.strip().lower(): value.strip() for key, _, value in (line.partition("=") for line in head)}
     warnings: list[str] = []
@@ -111,23 +116,25 @@ def _read_fcsv(text: str) -> tuple[list[_Row], list[str]]:
         row = dict(zip(columns, cells, strict=False))
         name = row.get("label") or row["id"]
         rows.append((name, _lps([row["x"], row["y"], row["z"]], sign, name), None))
-    return rows, warnings
+    return rows, warnings, "mm"
 
 
-def _read_table(text: str) -> tuple[list[_Row], list[str]]:
+def _read_table(text: str) -> tuple[list[_Row], list[str], _Unit]:
     table = csv.DictReader(io.StringIO(text))
     columns = [name.strip() for name in table.fieldnames or []]
-    if not {"name", "x_mm", "y_mm"} <= set(columns):
+    unit: _Unit = "px" if "x_px" in columns else "mm"
+    x, y, z = (f"{axis}_{unit}" for axis in "xyz")
+    if not {"name", x, y} <= set(columns):
         raise DatasetError("has no columns name, x_mm, y_mm and z_mm", hint="name them in the first line; LPS, in mm")
     table.fieldnames = columns
     rows: list[_Row] = []
     for row in table:
-        cells = [row["x_mm"], row["y_mm"], row["z_mm"] if "z_mm" in columns else "0"]
-        known = [cell.strip() for cell in cells[: 3 if "z_mm" in columns else 2]]
+        cells = [row[x], row[y], row[z] if z in columns else "0"]
+        known = [cell.strip() for cell in cells[: 3 if z in columns else 2]]
         point = _lps(cells, 1.0, row["name"]) if any(known) else [math.nan] * 3
         confidence = (row.get("confidence") or "").strip()
         rows.append((row["name"].strip(), point, float(confidence) if confidence else None))
-    return rows, []
+    return rows, [], unit
 
 
 _READERS = {".fcsv": _read_fcsv, ".csv": _read_table}
@@ -169,7 +176,7 @@ def _markups(landmarks: Landmarks) -> str:
             "visibility": True,
             "positionStatus": "defined" if placed else "undefined",
         })  # fmt: skip
-    markup = {"type": "Fiducial", "coordinateSystem": "LPS", "coordinateUnits": "mm", "controlPoints": points}
+    markup = {"type": "Fiducial", "coordinateSystem": "LPS", "coordinateUnits": landmarks.unit, "controlPoints": points}
     return json.dumps({"@schema": _SCHEMA, "markups": [markup]}, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -186,7 +193,7 @@ def _table(landmarks: Landmarks) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     has = landmarks.confidence is not None
-    writer.writerow(["name", "x_mm", "y_mm", "z_mm"] + (["confidence"] if has else []))
+    writer.writerow(["name", *(f"{axis}_{landmarks.unit}" for axis in "xyz")] + (["confidence"] if has else []))
     for index, name in enumerate(landmarks.names):
         point = landmarks.points_mm[index]
         cells = ["", "", ""] if np.isnan(point[0]) else _rounded(point)

@@ -45,6 +45,7 @@ def score_landmarks(
         radial_errors(prediction, reference),
         {name: error for name, error in apart.items() if not math.isnan(error)},
         tuple(name for name in prediction.placed() if name not in reference.placed()),
+        unit="px" if "px" in (prediction.unit, reference.unit) else "mm",
     )
 
 
@@ -60,6 +61,7 @@ def summarise_landmarks(scores: Sequence[LandmarkScores]) -> dict[str, object]:
     summary: dict[str, object] = {
         "cases": sum(case.status == "ok" for case in scores),
         "failed": sum(case.status == "failed" for case in scores),
+        "unit": "/".join(sorted({case.unit for case in scores if case.status == "ok"})) or "mm",
         "all": _spread([error for case in scores for error in case.errors_mm.values()]),
         "landmarks": {name: _spread(_of(name, [case.errors_mm for case in scores])) for name in names},
     }

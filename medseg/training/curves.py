@@ -9,7 +9,7 @@ from medseg.io.files import whole_file
 
 _AXES: Mapping[str, Mapping[str, Any]] = {
     "dice": {"ylabel": "Dice on validation patches", "ylim": (0, 1)},
-    "radial_error_mm": {"ylabel": "distance of landmarks, mm", "ylim": (0, None)},
+    "radial_error_mm": {"ylabel": "distance of landmarks, mm or px", "ylim": (0, None)},
 }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64
@@ -13,7 +14,7 @@ from medseg.errors import DatasetError
 class Landmarks:
     """Points (x, y, z) in mm, LPS, each with a name of its own; NaN where a landmark is known but has no place.
 
-    `confidence` is 0 to 1 per landmark, where someone states it.
+    `confidence` is 0 to 1 per landmark, where someone states it. `unit` is "px" where the scan states no spacing.
 
     >>> Landmarks(("menton", "nasion"), np.array([[1.0, 2.0, 3.0], [np.nan] * 3])).placed()
     {'menton': (1.0, 2.0, 3.0)}
@@ -23,6 +24,7 @@ class Landmarks:
     points_mm: Float64[np.ndarray, "n 3"]
     confidence: Float64[np.ndarray, " n"] | None = None
     warnings: tuple[str, ...] = ()
+    unit: Literal["mm", "px"] = "mm"
 
     def __post_init__(self) -> None:
         twice = sorted({name for name in self.names if self.names.count(name) > 1})

@@ -138,3 +138,4 @@ class LandmarkScores:
     extra: tuple[str, ...] = ()
     status: Literal["ok", "failed"] = "ok"
     error: str | None = None
+    unit: Literal["mm", "px"] = "mm"

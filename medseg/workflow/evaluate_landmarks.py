@@ -29,11 +29,12 @@ def evaluate_landmarks(
     second_reader: Path | str | None = None,
     report: Report = silent,
 ) -> tuple[LandmarkScores, ...]:
-    """Radial errors in mm of every reference, paired with the prediction of the same name; two folders, or two files.
+    """Radial errors of every reference, paired with the prediction of the same name; two folders, or two files.
 
-    Files are .mrk.json, .fcsv or .csv; where a case has several, the first of these is read. `second_reader`: files of
-    another person, whose distance to the reference is given beside. A reference whose prediction is missing or
-    unreadable is a failed case, last in the result, and all its landmarks are missing. Writes nothing.
+    In mm, or in pixels where one of the files says px. Files are .mrk.json, .fcsv or .csv; where a case has several,
+    the first of these is read. `second_reader`: files of another person, whose distance to the reference is given
+    beside. A reference whose prediction is missing or unreadable is a failed case, last in the result, and all its
+    landmarks are missing. Writes nothing.
     Raises DatasetError if there is no reference or no name in common.
     """
     predictions, references = Path(predictions), Path(references)
@@ -92,10 +93,11 @@ def write_landmark_scores(scores: Sequence[LandmarkScores], out: Path) -> None:
     write_text(out / "landmarks.json", text + "\n")
     table = io.StringIO(newline="")
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["case", "landmark", "status", "error", "radial_error_mm", "reader_mm"])
+    writer.writerow(["case", "landmark", "unit", "status", "error", "radial_error_mm", "reader_mm"])
     for case in scores:
         for name, error in _numbers(case.errors_mm or {"": math.nan}).items():
-            writer.writerow([case.case_id, name, case.status, case.error, error, case.reader_mm.get(name)])
+            facts = [case.case_id, name, case.unit, case.status, case.error]
+            writer.writerow([*facts, error, case.reader_mm.get(name)])
     write_text(out / "landmarks.csv", table.getvalue())
 
 
@@ -111,7 +113,9 @@ def format_landmark_table(scores: Sequence[LandmarkScores]) -> str:
 def landmark_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     """The cells of a table of what `summarise_landmarks` returns, its heads first."""
     limits = [f"{limit:g}" for limit in SDR_MM]
-    heads = ["landmark", "mean mm", "SD", "median", "largest", *(f"SDR {limit} mm" for limit in limits), "n", "missing"]
+    unit = summary["unit"]
+    shares = [f"SDR {limit} {unit}" for limit in limits]
+    heads = ["landmark", f"mean {unit}", "SD", "median", "largest", *shares, "n", "missing"]
     parts = [*summary["landmarks"].items(), ("all", summary["all"])]
     if "reader" in summary:
         parts.append(("second reader", summary["reader"]["all"]))

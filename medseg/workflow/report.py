@@ -168,7 +168,7 @@ def _facts(
     network, training = plan.network, plan.training
     results = [("mean Dice", f"{mean_dice(scores):.3f}")] if scores else []
     if landmarks:
-        results.append(("mean radial error", _mm(_mean_error(landmarks))))
+        results.append(("mean radial error", _length(landmarks)))
     return (
         ("validated cases", str(cases)),
         *results,
@@ -181,7 +181,7 @@ def _facts(
 
 def _caption(labels: CaseScores | None, landmarks: LandmarkScores | None) -> str:
     parts = [_dice_text(labels)] if labels is not None else []
-    return ", ".join([*parts, *([f"mean radial error {_mm(_mean_error([landmarks]))}"] if landmarks else [])])
+    return ", ".join([*parts, *([f"mean radial error {_length([landmarks])}"] if landmarks else [])])
 
 
 def _mean_error(scores: Sequence[LandmarkScores]) -> float:
@@ -189,8 +189,9 @@ def _mean_error(scores: Sequence[LandmarkScores]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def _mm(distance: float) -> str:
-    return "–" if math.isnan(distance) else f"{distance:.2f} mm"
+def _length(scores: Sequence[LandmarkScores]) -> str:
+    error, units = _mean_error(scores), sorted({case.unit for case in scores})
+    return "undefined" if math.isnan(error) else f"{error:.2f} {'/'.join(units)}"
 
 
 def _dice_text(scores: CaseScores) -> str:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -121,3 +122,15 @@ def test_landmarks_are_consistent():
     ):
         with pytest.raises(DatasetError):
             Landmarks(names, points, confidence)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.mrk.json"])
+def test_pixels_are_not_called_mm(tmp_path, name):
+    points = Landmarks(("tip", "lost"), np.array([[3.5, 4.0, 0.0], [np.nan] * 3]), unit="px")
+    write_landmarks(points, tmp_path / name)
+    text = (tmp_path / name).read_text("utf-8")
+    assert ("px" in text) and "_mm" not in text and '"mm"' not in text
+    read = read_landmarks(tmp_path / name)
+    assert read.unit == "px" and read.placed() == points.placed()
+    write_landmarks(replace(points, unit="mm"), tmp_path / name)
+    assert read_landmarks(tmp_path / name).unit == "mm"

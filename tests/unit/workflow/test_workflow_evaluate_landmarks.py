@@ -122,3 +122,14 @@ def test_folders_with_label_maps_and_landmarks_are_scored_as_both(folders, capsy
     (folders / "pred/a.landmarks.csv").unlink()
     assert main(["evaluate", str(folders / "pred"), str(folders / "ref")]) == 0
     assert "nasion" not in capsys.readouterr().out
+
+
+def test_distances_in_pixels_are_called_so(tmp_path):
+    points(tmp_path / "ref/a.csv", [[0, 0, 0], [1, 1, 0]])
+    found = Landmarks(NAMES, np.array([[3.0, 4.0, 0.0], [1.0, 1.0, 0.0]]), unit="px")
+    (tmp_path / "pred").mkdir()
+    write_landmarks(found, tmp_path / "pred/a.mrk.json")
+    scores = evaluate_landmarks(tmp_path / "pred", tmp_path / "ref")
+    assert scores[0].unit == "px"
+    head = format_landmark_table(scores).splitlines()[0]
+    assert "mean px" in head and "SDR 2 px" in head and "mm" not in head
