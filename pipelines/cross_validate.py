@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
 
-    plans = made_before(arguments.out)
+    plans = made_before(arguments.out, arguments.vram, arguments.hours, arguments.preset)
     if not plans:
         device = None if arguments.device == "auto" else arguments.device
         budget = medseg.Budget(vram_gib=arguments.vram, hours=arguments.hours, device=device)
@@ -34,15 +34,21 @@ def main() -> None:
         run = arguments.out / plan.name
         bundle = medseg.train(plan, arguments.dataset, run, folds="cv", device=arguments.device)
         page = medseg.write_report(run, arguments.dataset)
-        results[plan.name] = float(str(bundle.scores["mean_dice"]))  # over cases the network did not see
+        dice = bundle.scores["mean_dice"]  # over cases the network did not see; None where no case has any class
+        results[plan.name] = dice if isinstance(dice, float) else 0.0
         print(f"{plan.name}: mean Dice {results[plan.name]:.4f} out of fold, {page}", flush=True)
     best = max(results, key=lambda name: results[name])
     print(f"best: {best}, predict with: medseg predict {arguments.out / best} SCANS -o OUT")
 
 
-def made_before(out: Path) -> tuple[medseg.Plan, ...]:
+def made_before(out: Path, vram: float, hours: float | None, preset: str) -> tuple[medseg.Plan, ...]:
     """Plans of an earlier, interrupted call: planning again could time the steps differently."""
-    return tuple(medseg.load_plan(path) for path in sorted(out.glob("plan-*.json")))
+    plans = tuple(medseg.load_plan(path) for path in sorted(out.glob("plan-*.json")))
+    for plan in plans:
+        budget = plan.origin.budget
+        if (budget.vram_gib, budget.hours, plan.origin.preset) != (vram, hours, preset):
+            raise SystemExit(f"{out} holds plans for other options: give the same ones, or another folder")
+    return plans
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ from medseg.types.plan import Option
 
 Kind = Literal["backbone", "block", "head", "loss"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_GIVEN = frozenset({"in_channels", "outputs", "scales"})  # by medseg when it builds, never by a plan
+_GIVEN = frozenset(
+    {"in_channels", "channels", "classes", "outputs", "scales"}
+)  # by medseg when it builds, never by a plan
 _SOURCE = re.compile(r"[A-Z][\w'-]+(?: (?:and|&) [A-Z][\w'-]+| et al\.)? (?:19|20)\d\d")
 _BRACKET = re.compile(r" ?\([^()]*(?:19|20)\d\d[^()]*\)")
 _SENTENCE = re.compile(r"(?<!\be)(?<!\bg)\.(?: |$)")
-_ONLY: Mapping[str, tuple[int, ...]] = {"bisenet": (2,), "direction_fused": (3,)}
+_ONLY: Mapping[str, tuple[int, ...]] = {"bisenet": (2,), "direction_fused": (3,), "projective": (3,)}
 _SAID = {  # of parts that are torch's or have no text of their own
     ("norm", "group"): "Statistics per sample and group of up to 8 channels (Wu 2018).",
     ("norm", "global_layer"): "Statistics per sample over all channels and voxels (Ba 2016).",
@@ -115,6 +117,7 @@ def _rows() -> Iterator[_Row]:
     from medseg.networks.blocks.attention import ATTENTION
     from medseg.networks.blocks.norms import NORMS
     from medseg.networks.build import BACKBONES, HEADS
+    from medseg.networks.critics import CRITICS
     from medseg.networks.encoders import ENCODERS
 
     tables: tuple[tuple[Kind, str, Mapping[str, Any]], ...] = (
@@ -125,6 +128,7 @@ def _rows() -> Iterator[_Row]:
         ("block", "network.options.act", dict.fromkeys(ACTS)),
         ("head", "network.heads", HEADS),
         ("loss", "training.losses", {**LOSSES, **WHOLE_LOSSES}),
+        ("loss", "training.adversary", CRITICS),
     )
     for kind, place, table in tables:
         yield from (_Row(name, kind, place, entry) for name, entry in table.items())
@@ -137,7 +141,7 @@ def _part(row: _Row) -> NetworkPart:
     papers = dict.fromkeys(_SOURCE.findall(text) or _SOURCE.findall(_of_file(row, function)))
     says = _BRACKET.sub("", _SENTENCE.split(text, maxsplit=1)[0]).rstrip(".:") + "."
     options = _block_options(row, function) if row.kind == "block" else _options(function)
-    dimensions = _ONLY.get(row.name, (2, 3)) if row.kind == "backbone" else (2, 3)
+    dimensions = _ONLY.get(row.name, (2, 3))
     return NetworkPart(row.name, row.kind, row.place, "; ".join(papers), dimensions, options, says)
 
 

@@ -11,6 +11,7 @@ from medseg.networks.blocks.activations import ACTS
 from medseg.networks.blocks.attention import ATTENTION
 from medseg.networks.blocks.norms import NORMS
 from medseg.networks.build import BACKBONES, HEADS
+from medseg.networks.critics import CRITICS
 from medseg.networks.encoders import ENCODERS
 from medseg.workflow.networks import format_networks
 
@@ -18,6 +19,7 @@ TABLES = {
     "network.use": BACKBONES,
     "network.heads": HEADS,
     "training.losses": {**LOSSES, **WHOLE_LOSSES},
+    "training.adversary": CRITICS,
     "network.options.attention": ATTENTION,
     "network.options.norm": NORMS,
     "network.options.act": ACTS,
