@@ -9,7 +9,8 @@ otherwise idle machine:
     python benchmarks/predict_large.py nnunet  FOLDER      # with nnunetv2 installed
 
 Each run prints one JSON line: seconds to read and prepare the scan, inside the network, and after it (blending windows,
-back to the scan's grid, writing), wall and processor time, and peak RSS in MiB.
+back to the scan's grid, writing; medseg also reads back what it wrote and compares, as `medseg predict` does), wall and
+processor time, and peak RSS in MiB.
 The scan is int16 at 0.3 mm; the network grid is 0.4 mm; patch 96 x 96 x 96, overlap 0.5, no mirroring.
 """
 
@@ -77,9 +78,10 @@ class Clock:
 def run_medseg(scan: Path, out: Path, clock: Clock) -> None:
     import torch
 
-    from medseg.io.images import read_image, write_labels
-    from medseg.types.result import ModelBundle
+    from medseg.io.images import read_image
+    from medseg.types.result import ModelBundle, Provenance
     from medseg.workflow.model import predict_image
+    from medseg.workflow.write_back import write_checked
 
     plan, cpu = medseg_plan(), torch.device("cpu")
     network = smoothing_network()
@@ -91,7 +93,7 @@ def run_medseg(scan: Path, out: Path, clock: Clock) -> None:
 
     image = read_image([scan])
     result = predict_image(image, ModelBundle(out, plan, (), {}), (forward,), device=cpu, case_id="scan")
-    write_labels(result.labels, out / "medseg.nii.gz")
+    write_checked(result, out, "medseg", ("nii.gz",), Provenance("large", "0" * 64))
 
 
 def medseg_plan():
