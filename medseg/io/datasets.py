@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medseg.errors import DatasetError
+from medseg.io.dataset_files import belongs_to_header, entries, known_ending, only_file, relative_name
 from medseg.io.dataset_json import FILE_NAME, Header, error, parse_splits, read_header, read_json, warning
 from medseg.io.dataset_points import find_points, point_names, with_points
-from medseg.io.images import SUFFIXES
 from medseg.io.named_labels import ENDINGS
 from medseg.io.scans import find_cases
 from medseg.types.dataset import Case, Dataset, Fault, Split
@@ -76,7 +76,7 @@ def _listed_cases(folder: Path, header: Header, faults: list[Fault]) -> list[Cas
         missing = [name for name, paths in zip(names, images, strict=True) if not paths]
         faults.extend(error("image is missing", "restore it or remove the case", case=case, file=n) for n in missing)
         wanted = bool(header.labels.items)
-        label = None if label_name is None or not wanted else _only_file(folder / label_name)
+        label = None if label_name is None or not wanted else only_file(folder / label_name)
         if label is None and wanted:
             faults.append(error("has no label", "add a label or remove the case", case=case))
         elif label is not None and not label.is_file():
@@ -100,10 +100,12 @@ def _unlisted(folder: Path, header: Header) -> list[Fault]:
         listed.update([] if label is None else [folder / label])
     beside = sorted({path.parent for path in listed if path.parent != folder})
     return [
-        warning("is not listed in dataset.json and is left out", "list it or remove it", file=_relative(path, folder))
+        warning(
+            "is not listed in dataset.json and is left out", "list it or remove it", file=relative_name(path, folder)
+        )
         for place in beside
-        for path in _entries(place)
-        if path not in listed and not _belongs_to_header(path) and not any(one.is_relative_to(path) for one in listed)
+        for path in entries(place)
+        if path not in listed and not belongs_to_header(path) and not any(one.is_relative_to(path) for one in listed)
     ]
 
 
@@ -111,7 +113,7 @@ def _present(path: Path, channels: int) -> tuple[Path, ...]:
     """The listed file, or the files of its channels (`scan.nii.gz` listed, `scan_0000.nii.gz` stored)."""
     if path.exists():
         return (path,)
-    ending = _ending(path.name) or path.suffix
+    ending = known_ending(path.name) or path.suffix
     stem = path.name[: len(path.name) - len(ending)] if ending else path.name
     parts = tuple(path.with_name(f"{stem}_{index:04d}{ending}") for index in range(channels))
     return parts if all(part.exists() for part in parts) else ()
@@ -150,7 +152,7 @@ def _scan(folder: Path, header: Header, points: Mapping[str, Path], faults: list
         if label is not None or not header.labels.items:
             found.append(Case(case, images, label))
         elif header.count == labelled:
-            file = _relative(images[0], folder)
+            file = relative_name(images[0], folder)
             faults.append(warning("image without label map is left out", "move it to imagesTs", case=case, file=file))
         else:
             fix = "add the label map or move the image to imagesTs"
@@ -161,12 +163,12 @@ def _scan(folder: Path, header: Header, points: Mapping[str, Path], faults: list
 def _inferred_ending(folder: Path, faults: list[Fault]) -> str | None:
     """The one ending of image files and of label maps by value; where there are none, that of named label maps."""
     found = {
-        part: {_ending(path.name) for path in _entries(folder / part) if path.is_file()} - {""}
+        part: {known_ending(path.name) for path in entries(folder / part) if path.is_file()} - {""}
         for part in ("imagesTr", "labelsTr")
     }
     endings = found["imagesTr"] | {ending for ending in found["labelsTr"] if ending not in ENDINGS}
     endings = endings or set(sorted(found["labelsTr"])[:1])
-    if not endings and any(path.is_dir() for path in _entries(folder / "imagesTr")):
+    if not endings and any(path.is_dir() for path in entries(folder / "imagesTr")):
         return ENDINGS[-1]
     if len(endings) == 1:
         return endings.pop()
@@ -177,32 +179,26 @@ def _inferred_ending(folder: Path, faults: list[Fault]) -> str | None:
 
 def _scan_labels(folder: Path, ending: str, files: _Files, faults: list[Fault]) -> None:
     others = []
-    for path in _entries(folder / "labelsTr"):
+    for path in entries(folder / "labelsTr"):
         ends = next((known for known in ENDINGS if path.name.lower().endswith(known)), "")
         if path.is_file() and path.name.lower().endswith(ending.lower()) and not ends:
             files.labels[path.name[: -len(ending)]] = path
         else:
             others.append(path)
     for path in others:
-        file = _only_file(path)
-        ends = _ending(path.name)
+        file = only_file(path)
+        ends = known_ending(path.name)
         stem = path.name[: -len(ends)] if ends and file == path else path.name
-        if file.is_file() and _ending(file.name) and stem not in files.labels:
+        if file.is_file() and known_ending(file.name) and stem not in files.labels:
             files.labels[stem] = file
-        elif not _belongs_to_header(path):
+        elif not belongs_to_header(path):
             faults.append(_extra(path, folder, ending))
 
 
-def _only_file(path: Path) -> Path:
-    """The one file in a folder; a file itself, and a folder that holds none or several."""
-    inside = _entries(path)
-    return inside[0] if len(inside) == 1 else path
-
-
 def _scan_images(folder: Path, ending: str, files: _Files, faults: list[Fault]) -> None:
-    for path in _entries(folder / "imagesTr"):
+    for path in entries(folder / "imagesTr"):
         if path.is_file() and not path.name.lower().endswith(ending.lower()):
-            if not _belongs_to_header(path):
+            if not belongs_to_header(path):
                 faults.append(_extra(path, folder, ending))
             continue
         stem = path.name if path.is_dir() else path.name[: -len(ending)]
@@ -220,7 +216,7 @@ def _images_of(
     parts = files.parts.get(case, {})
     if case in files.whole and parts:
         what = "has both a file without and files with a channel number"
-        faults.append(error(what, "keep one of them", case=case, file=_relative(files.whole[case], folder)))
+        faults.append(error(what, "keep one of them", case=case, file=relative_name(files.whole[case], folder)))
         return None
     if case in files.whole:
         return (files.whole[case],)
@@ -233,7 +229,7 @@ def _images_of(
     for index in sorted(set(parts) - set(wanted)):
         what = f"channel {index:04d} is not in dataset.json and is left out"
         fix = "add it to channel_names or remove the file"
-        faults.append(warning(what, fix, case=case, file=_relative(parts[index], folder)))
+        faults.append(warning(what, fix, case=case, file=relative_name(parts[index], folder)))
     for index in sorted(set(wanted) - set(parts)):
         file = f"imagesTr/{case}_{index:04d}{ending}"
         what = f"channel {index:04d} ({header.channels[index]}) is missing"
@@ -283,29 +279,9 @@ def _splits(folder: Path, faults: list[Fault]) -> tuple[Split, ...]:
     return splits
 
 
-def _entries(folder: Path) -> list[Path]:
-    """Files and folders that are not hidden, by name."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
-
-
-def _belongs_to_header(path: Path) -> bool:
-    """Whether `path` holds the voxels of a detached header beside it."""
-    return path.suffix.lower() in {".raw", ".zraw"} and path.with_suffix(".mhd").is_file()
-
-
 def _extra(path: Path, folder: Path, ending: str) -> Fault:
     what = f"is no {ending} file and is left out"
-    return warning(what, "remove it, or correct file_ending", file=_relative(path, folder))
-
-
-def _relative(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
-
-
-def _ending(name: str) -> str:
-    """The ending of an image or label map, "" if it has none of the known ones."""
-    known = (*ENDINGS, *sorted(SUFFIXES, key=len, reverse=True))
-    return next((suffix for suffix in known if name.lower().endswith(suffix)), "")
+    return warning(what, "remove it, or correct file_ending", file=relative_name(path, folder))
 
 
 def _some(names: list[str]) -> str:
