@@ -35,8 +35,12 @@ def main() -> None:
         bundle = medseg.train(plan, arguments.dataset, run, folds="cv", device=arguments.device)
         page = medseg.write_report(run, arguments.dataset)
         dice = bundle.scores["mean_dice"]  # over cases the network did not see; None where no case has any class
-        results[plan.name] = dice if isinstance(dice, float) else 0.0
-        print(f"{plan.name}: mean Dice {results[plan.name]:.4f} out of fold, {page}", flush=True)
+        said = "undefined"
+        if isinstance(dice, float):
+            results[plan.name], said = dice, f"{dice:.4f}"
+        print(f"{plan.name}: mean Dice {said} out of fold, {page}", flush=True)
+    if not results:
+        raise SystemExit("no plan has a Dice: no case shows any class")
     best = max(results, key=lambda name: results[name])
     print(f"best: {best}, predict with: medseg predict {arguments.out / best} SCANS -o OUT")
 

@@ -18,8 +18,6 @@ import medseg
 DATA = Path(__file__).resolve().parent.parent / "examples" / "data"
 DATASET, SERIES = DATA / "hippocampus", DATA / "hippocampus-dicom"
 FOLD = 0
-
-
 ENOUGH = 0.82  # mean Dice that shows that all is well
 
 

@@ -115,7 +115,7 @@ def _check_directions(plan: Plan) -> None:
 
 def _check_slices(plan: Plan) -> None:
     """That slices across the axes that sampling names can be learnt from."""
-    what = ""
+    what, hint = "", "leave directions out"
     if plan.network.topology.ndim == 3:
         what = "a 3D network takes no slices"
     elif plan.landmarks:
@@ -123,9 +123,10 @@ def _check_slices(plan: Plan) -> None:
     elif plan.inference.swap_labels and set(plan.sampling.directions) != {"z"}:
         what = "slices across y and x do not tell left from right"
     elif set(plan.sampling.directions) != {"z"} and any(_mirrors(step) for step in plan.training.augment):
-        what = "mirroring rows or columns of slices across several axes flips more axes than it names; leave it out, or"
+        what = "mirroring rows or columns of slices across several axes flips more axes than it names"
+        hint = "take mirror out of training.augment, or leave directions out"
     if what:
-        raise PlanError(what, where="sampling.directions", hint="leave directions out")
+        raise PlanError(what, where="sampling.directions", hint=hint)
 
 
 def _mirrors(step: Step) -> bool:

@@ -106,14 +106,10 @@ def train(
         wanted = _wanted(folds, splits, out)
         cache = prepare(plan, data, out, workers=workers, report=report)
     loaders = workers if workers is not None else _loaders(where)
-    validated: list[Validated] = []
-    members: dict[Fold, Path] = {}
     dealt = record_sha256(splits) if splits else None
     taught = {} if guide is None else {fold: unseen_member(guide, fold, dealt) for fold in [*range(len(splits)), "all"]}
     for fold in _with_finished(wanted, splits, out):
-        split = Split(tuple(case.id for case in _labelled(data)), ()) if fold == "all" else splits[int(fold)]
-        run = out / f"fold_{fold}"
-        members[fold] = run / WEIGHTS
+        split, run = _split(data, splits, fold), out / f"fold_{fold}"
         if not is_finished(run):
             seen = (*hooks, tensorboard(run / "tensorboard")) if track else hooks
             fit(
@@ -129,14 +125,24 @@ def train(
                 teacher=None if guide is None else open_teacher(guide, here, where, member=taught[fold]),
             )
         with locked(out, doing="validating", wait=True):
-            validated += validate_fold(plan, data, split.val, run, device=where, report=report)
-    facts: dict[str, object] = {"members": [str(fold) for fold in members], "splits_sha256": dealt}
-    if guide is not None:
-        facts["teacher"] = _teacher_facts(guide, [taught[fold] for fold in members])
+            validate_fold(plan, data, split.val, run, device=where, report=report)
     with locked(out, doing="saving", wait=True):
+        members = {fold: out / f"fold_{fold}" / WEIGHTS for fold in _with_finished(wanted, splits, out)}
+        validated: list[Validated] = []
+        for fold, weights in members.items():  # what is there already is kept; another process may have added folds
+            names = _split(data, splits, fold).val
+            validated += validate_fold(plan, data, names, weights.parent, device=where, report=report)
         cleaned, scores = clean_and_score(plan, data, validated, report=report, workers=workers)
+        facts: dict[str, object] = {"members": [str(fold) for fold in members], "splits_sha256": dealt}
+        if guide is not None:
+            facts["teacher"] = _teacher_facts(guide, [taught[fold] for fold in members])
         remove_leftovers(out)
         return save_bundle(out / "bundle", cleaned, members, {**scores, **facts}, refs)
+
+
+def _split(dataset: Dataset, splits: tuple[Split, ...], fold: Fold) -> Split:
+    """The cases of a fold; "all" has nothing to validate."""
+    return Split(tuple(case.id for case in _labelled(dataset)), ()) if fold == "all" else splits[int(fold)]
 
 
 def _teacher_facts(guide: ModelBundle, members: Sequence[str | None]) -> dict[str, object]:

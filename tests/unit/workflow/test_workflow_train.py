@@ -113,6 +113,18 @@ def test_other_folds_extend_the_bundle_and_nothing_is_done_twice(trained, pictur
     assert labels.array.shape == (1, 24, 20)
 
 
+def test_a_fold_that_finishes_elsewhere_meanwhile_is_in_the_bundle(pictures, tmp_path):
+    plan, elsewhere = flat_plan(epochs=1, steps_per_epoch=1), []
+
+    def hook(end):
+        if not elsewhere:
+            elsewhere.append(train(plan, pictures, tmp_path, folds=3, device="cpu").scores["members"])
+
+    bundle = train(plan, pictures, tmp_path, folds=2, device="cpu", hooks=[hook])
+    assert elsewhere == [["3"]] and bundle.scores["members"] == ["2", "3"]
+    assert bundle.scores["cases"] == 4
+
+
 def test_predictions_of_other_weights_are_not_taken_over(tmp_path):
     out = tmp_path / "validation"
     validation._forget_others(out, "one")
