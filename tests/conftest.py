@@ -1,4 +1,5 @@
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,12 @@ def pytest_configure(config):
     install_import_hook("medseg", "shape_checks.check")
     settings.register_profile("medseg", deadline=None)
     settings.load_profile("medseg")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """The same random numbers in every run, whichever tests came before in this process."""
+    import torch
+
+    random.seed(0)
+    torch.manual_seed(0)

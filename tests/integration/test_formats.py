@@ -139,12 +139,12 @@ def test_resume_trusts_whole_files_only(out, run, capsys):
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir() if "report" not in path.name}
     assert main([*command, "--resume"]) == 0
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir() if "report" not in path.name} == before
-    for ending in ("seg.dcm", "rtstruct.dcm", "seg.nrrd"):
+    for ending, read in (("seg.dcm", by_highdicom), ("rtstruct.dcm", by_polygons), ("seg.nrrd", by_itk)):
         (path,) = out.glob(f"*.{ending}")
-        whole = path.read_bytes()
-        path.write_bytes(whole[: len(whole) - 30])
+        whole, cut = str(read(path)), path.read_bytes()[:-30]
+        path.write_bytes(cut)
         assert main([*command, "--resume"]) == 0
-        assert len(path.read_bytes()) == len(whole), ending
+        assert path.read_bytes() != cut and str(read(path)) == whole, ending
 
 
 def test_formats_that_need_dicom_fail_before_anything_is_predicted(run, tmp_path, capsys):
