@@ -20,22 +20,31 @@ class Moment:
 
 
 def value_sums(planes: Iterable[Shaped[np.ndarray, "y x"]]) -> Float64[np.ndarray, "v 4"]:
-    """For every value: its voxels, and the sums of their z, y and x indices. One plane at a time in memory."""
+    """For every value: its voxels, and the sums of their z, y and x indices. One plane at a time in memory.
+
+    Counted by runs of equal voxels along x, of which anatomy has few.
+    """
     table = np.zeros((1, 4))
     for z, plane in enumerate(planes):
-        places = np.flatnonzero(plane)
-        if not len(places):
+        flat, width = plane.ravel(), plane.shape[1]
+        ends = flat[1:] != flat[:-1]
+        ends[width - 1 :: width] = True
+        first = np.concatenate([[0], np.flatnonzero(ends) + 1])
+        length = np.diff(first, append=len(flat))
+        kept = np.flatnonzero(flat[first])
+        if not len(kept):
             continue
-        values = plane.ravel()[places].astype(np.intp)
-        rows, columns = np.divmod(places, plane.shape[1])
-        counts = np.bincount(values)
+        first, length = first[kept], length[kept]
+        values = flat[first].astype(np.intp)
+        rows = first // width
+        counts = np.bincount(values, length)
         if len(counts) > len(table):
             table = np.concatenate([table, np.zeros((len(counts) - len(table), 4))])
         own = table[: len(counts)]
         own[:, 0] += counts
         own[:, 1] += z * counts
-        own[:, 2] += np.bincount(values, rows)
-        own[:, 3] += np.bincount(values, columns)
+        own[:, 2] += np.bincount(values, rows * length)
+        own[:, 3] += np.bincount(values, (first - rows * width + (length - 1) / 2) * length)
     return table
 
 
