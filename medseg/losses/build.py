@@ -73,8 +73,9 @@ def build_loss(terms: Sequence[LossTerm], *, where: str = "training.losses") -> 
     A function of the user's own with an attribute `whole_output` that is true is called as those in WHOLE_LOSSES are.
     Scales weigh 1, 1/2, 1/4 ...; where there are several the lowest weighs 0; the weights sum to 1 (Isensee 2021). A
     backbone with `scale_weights` says itself how much each counts beside the others.
-    Those in WHOLE_LOSSES are called once, with everything. "dice_ce" is told as the two terms it is. Raises PlanError
-    for unknown names and options, and when called for a term of logits without logits.
+    Those in WHOLE_LOSSES are called once, with everything. "dice_ce" is told as the two terms it is. Where a batch has
+    weights, all is done sample by sample and the weighted values are averaged. Raises PlanError for unknown names and
+    options, and when called for a term of logits without logits.
     """
     if not terms:
         raise PlanError("there is no loss", where=where, hint="give at least one term")
@@ -88,6 +89,8 @@ def build_loss(terms: Sequence[LossTerm], *, where: str = "training.losses") -> 
         parts.append(_Part(name, term.weight, bound, term.use in WHOLE_LOSSES or _sees_all(bound)))
 
     def loss(output: NetworkOutput, batch: Batch) -> LossValue:
+        if batch.weight is not None:
+            return _weighted(loss, output, batch, batch.weight)
         if not output.logits and not all(part.whole for part in parts):
             raise PlanError("a loss of labels without the head segmentation", where=where, hint="leave one of them out")
         seen = _scales(output, batch)
@@ -96,6 +99,14 @@ def build_loss(terms: Sequence[LossTerm], *, where: str = "training.losses") -> 
         return LossValue(total, {part.name: value.detach() for part, value in zip(parts, values, strict=True)})
 
     return loss
+
+
+def _weighted(loss: Loss, output: NetworkOutput, batch: Batch, weight: Tensor) -> LossValue:
+    """The mean over samples of weight * loss of the sample alone; terms likewise."""
+    values = [loss(output.sample(i), batch.sample(i)) for i in range(len(weight))]
+    total = (weight * torch.stack([value.total for value in values])).mean()
+    names = values[0].terms
+    return LossValue(total, {n: (weight * torch.stack([value.terms[n] for value in values])).mean() for n in names})
 
 
 _Seen = Sequence[tuple[float, NetworkOutput, Batch]]

@@ -96,8 +96,9 @@ def draw_sample(plan: Plan, sampler: Sampler, step: int, index: int, known: Know
     """Sample `index` of `step` before augmentation, with the margin that augmentation needs, and its generator."""
     place, rng = generators(plan.training.seed, TRAIN, step, index)
     forced = is_forced(step, index, plan.sampling.batch, plan.sampling.foreground_fraction)
-    case, voxel = sampler.choose(place, forced, known)
-    return _read(plan, case, place, (forced, voxel), margin(plan.training.augment, plan.sampling.patch, rng)), rng
+    case, voxel, weight = sampler.choose(place, forced, known)
+    patch = _read(plan, case, place, (forced, voxel), margin(plan.training.augment, plan.sampling.patch, rng))
+    return replace(patch, weight=weight), rng
 
 
 def drawn_cases(plan: Plan, sampler: Sampler, step: int, known: Known = NOTHING) -> list[str]:
@@ -106,7 +107,7 @@ def drawn_cases(plan: Plan, sampler: Sampler, step: int, known: Known = NOTHING)
     found = []
     for index in range(sampling.batch):
         place, _ = generators(plan.training.seed, TRAIN, step, index)
-        case, _ = sampler.choose(place, is_forced(step, index, sampling.batch, sampling.foreground_fraction), known)
+        case, _, _ = sampler.choose(place, is_forced(step, index, sampling.batch, sampling.foreground_fraction), known)
         found.append(case.case_id)
     return found
 
@@ -179,7 +180,9 @@ def _stacked(patches: Sequence[Patch], plan: Plan, device: torch.device) -> Batc
         image, values = image.pin_memory(), values.pin_memory()
     image, values = image.to(device, non_blocking=True), values.to(device, non_blocking=True)
     points = _inside(patches, plan).to(device) if plan.landmarks else None
-    return Batch(image, encode_target(values, plan.labels), points, _spacing(plan))
+    weights = [patch.weight for patch in patches]
+    weight = None if all(w == 1 for w in weights) else torch.tensor(weights, device=device)
+    return Batch(image, encode_target(values, plan.labels), points, _spacing(plan), weight=weight)
 
 
 def _inside(patches: Sequence[Patch], plan: Plan) -> Tensor:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,17 +32,25 @@ NOTHING: Known = MappingProxyType({})
 _TRIES = 1000
 
 
+class Choice(NamedTuple):
+    """A case, a voxel of it where the sample must show foreground, and how much the sample's loss counts."""
+
+    case: CachedCase
+    voxel: Size3 | None
+    weight: float = 1.0
+
+
 @dataclass(frozen=True)
 class Sampler:
     """How a sample is chosen among the cases, and what is learnt for the next epoch.
 
-    `choose(rng, forced, known)`: a case and, where the sample must show foreground, a voxel of it.
+    `choose(rng, forced, known)`: what a sample shows, `forced` to show foreground or not.
     `look(logits, target)`: numbers (b, ...) about each sample, added up per case over an epoch; None looks at nothing.
     `learn(known, seen, row)`: what is known in the next epoch, from the sums by case and the epoch's row of metrics;
     None learns nothing.
     """
 
-    choose: Callable[[np.random.Generator, bool, Known], tuple[CachedCase, Size3 | None]]
+    choose: Callable[[np.random.Generator, bool, Known], Choice]
     look: Callable[[Tensor, Tensor], Tensor] | None = None
     learn: Callable[[Known, Known, Mapping[str, float]], Known] | None = None
 
@@ -49,9 +58,9 @@ class Sampler:
 def uniform_classes(cases: Cases, labels: Labels) -> Sampler:
     """A case drawn uniformly; a forced sample shows a class drawn uniformly among those it has (Isensee 2021)."""
 
-    def choose(rng: np.random.Generator, forced: bool, known: Known) -> tuple[CachedCase, Size3 | None]:
+    def choose(rng: np.random.Generator, forced: bool, known: Known) -> Choice:
         case = cases[int(rng.integers(len(cases)))]
-        return case, draw_voxel(rng, case.foreground, labels) if forced else None
+        return Choice(case, draw_voxel(rng, case.foreground, labels) if forced else None)
 
     return Sampler(choose)
 
@@ -66,14 +75,14 @@ def dice_driven(cases: Cases, labels: Labels) -> Sampler:
     having = [[case for case in cases if has_class(case.foreground, item)] for item in labels.items]
     there = np.array([float(bool(some)) for some in having])
 
-    def choose(rng: np.random.Generator, forced: bool, known: Known) -> tuple[CachedCase, Size3 | None]:
+    def choose(rng: np.random.Generator, forced: bool, known: Known) -> Choice:
         if not forced or not there.any():
-            return cases[int(rng.integers(len(cases)))], None
+            return Choice(cases[int(rng.integers(len(cases)))], None)
         shares = there * known.get("shares", there)
         bounds = np.cumsum(shares if shares.any() else there)
         chosen = int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right"))
         case = having[chosen][int(rng.integers(len(having[chosen])))]
-        return case, draw_of(rng, case.foreground, labels.items[chosen])
+        return Choice(case, draw_of(rng, case.foreground, labels.items[chosen]))
 
     def look(logits: Tensor, target: Tensor) -> Tensor:
         return torch.stack([overlaps(logits[i : i + 1], target[i : i + 1]) for i in range(len(logits))])
@@ -88,28 +97,34 @@ def dice_driven(cases: Cases, labels: Labels) -> Sampler:
     return Sampler(choose, look, learn)
 
 
-def dynamic(cases: Cases, labels: Labels, *, floor: float = 0.05) -> Sampler:
+def dynamic(cases: Cases, labels: Labels, *, floor: float = 0.05, reweight: bool = False) -> Sampler:
     """A drawn sample is kept with a chance that falls with what the network knows of it (after Lin 2013).
 
     A sample is a case with a class: the one a forced sample shows, else the background. Its margin is the mean over
     its voxels, in the patches of the last epoch that had any, of p_true - max p_other. It is kept for sure where the
     margin is negative or not known, else with exp(-margin * n_c / min n), at least `floor`, where n_c is the number of
-    cases that have class c. What is not kept is drawn again.
+    cases that have class c. What is not kept is drawn again. `reweight` makes up for it in the loss: a sample counts
+    with the mean chance of all that could have been drawn by its own, so that the expected loss is that of uniform
+    sampling; losses are then taken sample by sample, and a critic's is not weighted.
     """
     if not 0 < floor <= 1:
         hint = "above 0, so that nothing is lost for ever, up to 1"
         raise PlanError(f"floor {floor}", where="sampling.focus", hint=hint)
+    drawn = {case.case_id: _rows(case, labels) or [0] for case in cases}
+    options = {True: drawn, False: {name: [0] for name in drawn}}
     sizes = [len(cases), *(sum(has_class(case.foreground, item) for case in cases) for item in labels.items)]
 
-    def choose(rng: np.random.Generator, forced: bool, known: Known) -> tuple[CachedCase, Size3 | None]:
+    def choose(rng: np.random.Generator, forced: bool, known: Known) -> Choice:
         for _ in range(_TRIES):  # all fail once in 10^22 samples with a floor of 0.05; then the last one is taken
             case = cases[int(rng.integers(len(cases)))]
-            present = [n for n, item in enumerate(labels.items) if forced and has_class(case.foreground, item)]
-            shown = present[int(rng.integers(len(present)))] if present else None
+            rows = options[forced][case.case_id]
+            shown = rows[int(rng.integers(len(rows)))]
             chances = known.get(case.case_id)
-            if chances is None or rng.random() < chances[0 if shown is None else shown + 1]:
+            chance = 1.0 if chances is None else chances[shown]
+            if chances is None or rng.random() < chance:
                 break
-        return case, None if shown is None else draw_of(rng, case.foreground, labels.items[shown])
+        weight = mean_chance(known, options[forced]) / chance if reweight else 1.0
+        return Choice(case, draw_of(rng, case.foreground, labels.items[shown - 1]) if shown else None, weight)
 
     def learn(known: Known, seen: Known, row: Mapping[str, float]) -> Known:
         chances = {name: list(values) for name, values in known.items()}
@@ -157,6 +172,24 @@ def keep_chance(margin: float, size: float, sizes: Sequence[float], floor: float
     """
     smallest = min((n for n in sizes if n > 0), default=1)
     return 1.0 if margin < 0 else max(floor, math.exp(-margin * size / smallest))
+
+
+def mean_chance(known: Known, options: Mapping[str, Sequence[int]]) -> float:
+    """The chance to be kept of what is drawn: a case, then one of its `options`, which number its known chances.
+
+    >>> mean_chance({"a": [0.5, 0.1, 0.3]}, {"a": [1, 2], "b": [0]})
+    0.6
+    """
+    means = []
+    for name, rows in options.items():
+        chances = known.get(name)
+        means.append(1.0 if chances is None else sum(chances[n] for n in rows) / len(rows))
+    return sum(means) / len(means)
+
+
+def _rows(case: CachedCase, labels: Labels) -> list[int]:
+    """Numbers of the classes that a case has, from 1."""
+    return [n for n, item in enumerate(labels.items, start=1) if has_class(case.foreground, item)]
 
 
 def margins(logits: Float[Tensor, "b k *s"], target: Tensor) -> Float[Tensor, "b 2 c"]:

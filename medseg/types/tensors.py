@@ -12,11 +12,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """One training sample; `*s` is (z, y, x) or (y, x); labels are the values of the label map."""
+    """One training sample; `*s` is (z, y, x) or (y, x); labels are the values of the label map.
+
+    `weight` is how much its loss counts beside those of other samples.
+    """
 
     image: Float[Tensor, "c *s"]
     labels: Int[Tensor, "1 *s"]
     points: Float[Tensor, "n d"] | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +40,7 @@ class Batch:
     in pixels where the scans state none; None stands for 1 along every axis. `progress` is the share of the
     training that is done, None outside of it. `teacher` are the logits of a model to learn from, of the target's size.
     `mixed` is there where images are mixed in pairs: labels are then share * target + (1 - share) * mixed.target.
+    `weight` is there where losses are taken sample by sample and count differently.
     """
 
     image: Float[Tensor, "b c *s"]
@@ -45,6 +50,19 @@ class Batch:
     progress: float | None = None
     teacher: Float[Tensor, "b k ..."] | None = None
     mixed: Mixed | None = None
+    weight: Float[Tensor, " b"] | None = None
+
+    def sample(self, number: int) -> "Batch":
+        """The batch of one sample alone, without its weight; mixed batches are not taken apart."""
+        one = slice(number, number + 1)
+        return replace(
+            self,
+            image=self.image[one],
+            target=self.target[one],
+            points=None if self.points is None else self.points[one],
+            teacher=None if self.teacher is None else self.teacher[one],
+            weight=None,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +98,19 @@ class NetworkOutput:
     distances: Float[Tensor, "b k *s"] | None = None
     sides: tuple[Float[Tensor, "b k ..."], ...] = ()
     scale_weights: tuple[float, ...] = ()
+
+    def sample(self, number: int) -> "NetworkOutput":
+        """What the network returns for one sample of the batch."""
+        one = slice(number, number + 1)
+        return replace(
+            self,
+            logits=tuple(part[one] for part in self.logits),
+            boundaries=tuple(Boundary(part.edge[one], part.mask[one]) for part in self.boundaries),
+            heatmaps=None if self.heatmaps is None else self.heatmaps[one],
+            points=None if self.points is None else self.points[one],
+            distances=None if self.distances is None else self.distances[one],
+            sides=tuple(part[one] for part in self.sides),
+        )
 
     def as_float32(self) -> "NetworkOutput":
         """The same in float32, for losses; landmark heads compute in float32 from the start."""

@@ -67,7 +67,7 @@ def _class_of(case, voxel):
 def _drawn(sampler, number, known=focus.NOTHING, *, forced=True):
     found = []
     for seed in range(number):
-        case, voxel = sampler.choose(np.random.default_rng(seed), forced, known)
+        case, voxel, _ = sampler.choose(np.random.default_rng(seed), forced, known)
         found.append((case.case_id, None if voxel is None else _class_of(case, voxel)))
     return Counter(found)
 
@@ -186,9 +186,46 @@ def test_dynamic_draws_in_proportion_to_the_chances(cases):
     assert set(forced) == set(chances)
 
 
+@pytest.mark.parametrize("forced", [True, False])
+def test_reweighting_gives_the_expectation_of_uniform_sampling(cases, forced):
+    known = {"x": [0.9, 0.2, 0.05, 1.0], "y": [0.1, 0.5, 0.3, 1.0]}  # nothing is known of z
+    sampler, number = dynamic(cases, THREE, reweight=True), 6000
+    drawn = [sampler.choose(np.random.default_rng(seed), forced, known) for seed in range(number)]
+    weights = np.array([choice.weight for choice in drawn])
+    assert weights.mean() == pytest.approx(1, abs=4 * weights.std() / math.sqrt(number))
+    for name, present in (("x", 3), ("y", 2), ("z", 1)):
+        for value in range(1, present + 1) if forced else [None]:
+            shown = [(c.voxel is not None and _class_of(c.case, c.voxel)) or None for c in drawn]
+            own = weights * [c.case.case_id == name and v == value for c, v in zip(drawn, shown, strict=True)]
+            share = 1 / 3 / present if forced else 1 / 3
+            assert own.mean() == pytest.approx(share, abs=4 * own.std() / math.sqrt(number))
+    plain = dynamic(cases, THREE)
+    assert all(plain.choose(np.random.default_rng(seed), forced, known).weight == 1 for seed in range(50))
+
+
+def test_a_weighted_batch_has_the_mean_of_weighted_losses_of_its_samples():
+    logits = torch.randn(3, 4, 5, 6, requires_grad=True)
+    image, target = torch.zeros(3, 1, 5, 6), torch.randint(0, 4, (3, 1, 5, 6))
+    loss = build_loss([LossTerm(1.0, "dice_ce"), LossTerm(0.5, "focal")])
+    weight = torch.tensor([0.5, 2.0, 0.25])
+    scales = (logits, logits[..., ::2])
+    found = loss(NetworkOutput(scales), Batch(image, target, weight=weight))
+    each = [
+        loss(NetworkOutput(tuple(s[i : i + 1] for s in scales)), Batch(image[i : i + 1], target[i : i + 1]))
+        for i in range(3)
+    ]
+    expected = sum(w * value.total for w, value in zip(weight, each, strict=True)) / 3
+    torch.testing.assert_close(found.total, expected)
+    assert found.terms.keys() == each[0].terms.keys()
+    (gradient,) = torch.autograd.grad(found.total, logits)
+    for i in range(3):
+        (own,) = torch.autograd.grad(each[i].total, logits, retain_graph=True)
+        torch.testing.assert_close(gradient[i], weight[i] * own[i] / 3)
+
+
 def test_regions_have_margins_and_voxels_too(cases):
     sampler = dynamic(cases, REGIONS)
-    case, voxel = sampler.choose(np.random.default_rng(0), True, {})
+    case, voxel, _ = sampler.choose(np.random.default_rng(0), True, {})
     assert voxel is not None and _class_of(case, voxel) in (1, 2)
     assert sampler.learn({}, {"x": [1.0, 1, 1, 2, 2, 2]}, {})["x"][1] == pytest.approx(math.exp(-0.5 * 3 / 2))
 
@@ -247,6 +284,12 @@ def test_streams_depend_on_what_is_known_and_on_nothing_else(cache):
     again = [*first(3, known=known, workers=2), *first(3, known=known, start=3)]
     assert all(torch.equal(a, b) for a, b in zip(focused, again, strict=True))
     sampler = build_sampler(plan.sampling.focus, train, plan.labels)
+    weighted = replace(plan, sampling=replace(plan.sampling, focus=Step("dynamic", {"reweight": True})))
+    weights = [next(batches(weighted, train, device=CPU, known=known, start=step)).weight for step in range(8)]
+    sampler = build_sampler(weighted.sampling.focus, train, plan.labels)
+    for step, weight in enumerate(weights):  # a chance of 0.05 or 1 of what is drawn, with a mean of 1.1 / 3
+        shown = drawn_cases(weighted, sampler, step, known)
+        assert weight.tolist() == pytest.approx([1.1 / 3 / known[name][0] for name in shown])
     names = Counter(name for step in range(200) for name in drawn_cases(plan, sampler, step, known))
     assert names["c"] > 4 * (names["a"] + names["b"]) > 0
 
