@@ -1,6 +1,6 @@
 """Kill a short training at random moments and compare its final weights with those of the unbroken run.
 
-    python benchmarks/kill_resume.py --kills 20 --seed 0 --out FOLDER
+    python benchmarks/kill_resume.py --kills 20 --seed 0 --out FOLDER [--epochs 40] [--pause-s 0]
 
 Each round starts the same command on a fresh folder, kills it (SIGKILL) at a random moment between the start and
 the end of training, starts it again to the end, and prints the hash of weights.safetensors. Exit code 1 if one differs.
@@ -22,15 +22,14 @@ from tiny_run import fill_cache  # noqa: E402
 from medseg.io.files import file_sha256  # noqa: E402
 from medseg.training import journal  # noqa: E402
 
-PAUSE_S = 0.2  # per step: stretches training, so that a busy machine does not end it before its kill
+
+def launch(run, options):
+    command = [sys.executable, TESTS / "tiny_run.py", options.out / "cache", run, options.pause_s, options.epochs]
+    return subprocess.Popen([str(part) for part in command])
 
 
-def launch(cache, run):
-    return subprocess.Popen([sys.executable, str(TESTS / "tiny_run.py"), str(cache), str(run), str(PAUSE_S)])
-
-
-def finish(cache, run):
-    with launch(cache, run) as process:
+def finish(run, options):
+    with launch(run, options) as process:
         code = process.wait()
     if code:
         raise SystemExit(f"training ended with code {code}")
@@ -42,24 +41,26 @@ def main():
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=40, help="of 5 steps")
+    parser.add_argument("--pause-s", type=float, default=0.0, help="after each step, to stretch training")
     options = parser.parse_args()
-    cache, rng = options.out / "cache", random.Random(options.seed)
-    fill_cache(cache)
+    rng = random.Random(options.seed)
+    fill_cache(options.out / "cache")
     whole = options.out / "whole"
-    duration = finish(cache, whole)
+    duration = finish(whole, options)
     want = file_sha256(whole / "weights.safetensors")
     print(f"unbroken: {want[:16]} in {duration:.1f} s of training")
     equal = 0
     for number in range(options.kills):
         run, moment = options.out / f"killed_{number:02d}", rng.uniform(0.0, 1.0) * duration
-        with launch(cache, run) as process:
+        with launch(run, options) as process:
             while not (run / "run.json").exists():
                 time.sleep(0.005)
             time.sleep(moment)
             process.kill()
         epochs = len(journal.read(run / "metrics.jsonl"))
         done = "finished" if (run / "weights.safetensors").exists() else f"{epochs} epochs done"
-        finish(cache, run)
+        finish(run, options)
         found = file_sha256(run / "weights.safetensors")
         equal += found == want
         print(f"killed after {moment:5.2f} s ({done}): {found[:16]} {'equal' if found == want else 'DIFFERENT'}")

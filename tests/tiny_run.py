@@ -81,17 +81,17 @@ def fill_cache(folder, cases=3, *, shape=(16, 16, 16), patch=(16, 16, 16), label
     return names
 
 
-def main(cache, run, pause_s):
+def main(cache, run, pause_s, epochs=4):
     """Train fold "a, b against c" with a pause in each batch, so that a killer has time to aim."""
     import torch
 
     from medseg.training.loop import fit
 
     torch.set_num_threads(1)
-    plan = tiny_plan(epochs=4, steps_per_epoch=5, ema=0.9)
+    plan = tiny_plan(epochs=epochs, steps_per_epoch=5, ema=0.9)
     device = torch.device("cpu")
     fit(plan, ("a", "b"), ("c",), cache, run, device=device, report=lambda progress: time.sleep(pause_s))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), *map(int, sys.argv[4:]))

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -172,6 +173,26 @@ def test_outside_the_main_thread_signals_are_left_alone():
     thread.start()
     thread.join()
     assert found == [None]
+
+
+def test_tensorboard_is_given_every_metric_of_every_epoch(tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            assert folder == str(tmp_path)
+
+        def add_scalar(self, name, value, epoch):
+            written.append((name, value, epoch))
+
+        def flush(self):
+            written.append("flushed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=SummaryWriter))
+    write = tensorboard(tmp_path)
+    write(SimpleNamespace(epoch=3, metrics={"loss": 0.5, "dice": 0.25}))
+    write(SimpleNamespace(epoch=4, metrics={"loss": 0.4}))
+    assert written == [("loss", 0.5, 3), ("dice", 0.25, 3), "flushed", ("loss", 0.4, 4), "flushed"]
 
 
 def test_without_tensorboard_the_hint_names_the_extra(tmp_path, monkeypatch):
