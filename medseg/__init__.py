@@ -3,8 +3,13 @@
 The names below load their modules on first use, so that `import medseg` costs next to nothing.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# Torch asks Linux for huge pages then, which saves time where much memory is taken and given back on a CPU
+# (docs/benchmarks.md, 4). It must be known before torch is imported; whoever sets it otherwise is left alone.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 if TYPE_CHECKING:
     from medseg.errors import MedsegError as MedsegError

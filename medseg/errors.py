@@ -1,5 +1,11 @@
 """Every error medseg raises on purpose; each says what, where and what to do."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_NO_MEMORY = ("out of memory", "not enough memory", "allocate memory", "ALLOC_FAILED")
+
 
 class MedsegError(Exception):
     """An error a user can act on: `where` is a path, case id or plan field; `hint` is the next action.
@@ -49,7 +55,7 @@ class BundleError(MedsegError):
 
 
 class TrainingError(MedsegError):
-    """A training run cannot start, or stopped because its numbers are not finite."""
+    """A training run cannot start, or stopped because memory ran out or its numbers are not finite."""
 
 
 class Interrupted(MedsegError):
@@ -62,3 +68,27 @@ class Interrupted(MedsegError):
             hint="run the same command to go on",
         )
         self.signum = signum
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error of Python, NumPy or torch says that memory ran out, that of the machine or of a device.
+
+    >>> lacks_memory(MemoryError()), lacks_memory(RuntimeError("shapes differ"))
+    (True, False)
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+@contextmanager
+def memory_errors(kind: type[MedsegError], what: str, *, where: object = "", hint: str = "") -> Iterator[None]:
+    """Within the block, memory that runs out is an error of `kind`."""
+    try:
+        yield
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
+        raise kind(what, where=where, hint=hint) from error

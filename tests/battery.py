@@ -19,7 +19,8 @@ from medseg.types.plan import LossTerm, Network, Step, Training
 
 OUTPUTS, CHANNELS, POINTS = 3, 1, 2
 PATCHES = {"2d": (1, 24, 32), "3d": (16, 16, 16), "anisotropic": (6, 24, 16)}
-SPACINGS = {"2d": (1.0, 1.0, 1.0), "3d": (1.0, 1.0, 1.0), "anisotropic": (2.0, 1.0, 1.0)}
+SPACINGS = {"2d": (1.0, 1.0, 1.0), "3d": (1.0, 1.0, 1.0), "anisotropic": (3.0, 1.0, 1.0)}
+MOST = {"direction_fused": 2.0}  # how anisotropic a network may be at most
 SHAPES = tuple(PATCHES)
 HEAD_OPTIONS = {"dsnt": {"points": POINTS}, "heatmap": {"points": POINTS}}
 SMALLER = {"swin_unetr": {"depths": [1, 1, 1, 1], "window": 4}, "unetr": {"hidden": 48, "heads": 4, "places": 2}}
@@ -56,7 +57,9 @@ def topology(preset, shape, *, base=None, stages=3):
     """What the planner gives the preset for a small patch, with few stages where the network allows."""
     ndim = 2 if shape == "2d" else 3
     small = preset if preset.rigid else replace(preset, stages=stages)
-    return topology_for(PATCHES[shape], SPACINGS[shape], ndim=ndim, preset=small, base=base or preset.bases[0] // 2)
+    z, y, x = SPACINGS[shape]
+    spacing = (min(z, MOST.get(preset.backbone, z)), y, x)
+    return topology_for(PATCHES[shape], spacing, ndim=ndim, preset=small, base=base or preset.bases[0] // 2)
 
 
 def head(name):

@@ -11,7 +11,7 @@ import torch
 from medseg.augment.cbct import cupping, metal_streak, offset, ring, truncation
 from medseg.augment.intensity import blur, brightness, contrast, erase, gamma, low_resolution, noise, speckle
 from medseg.augment.mixup import MIXING
-from medseg.augment.spatial import affine, centre_crop, draw_matrix, mirror, rotation
+from medseg.augment.spatial import affine, centre_crop, draw_matrix, mirror, rotation, shift_of
 from medseg.augment.ultrasound import attenuation, shadow, time_gain
 from medseg.plugins import resolve
 from medseg.types.geometry import Size3
@@ -80,7 +80,8 @@ def margin(steps: Sequence[Step], patch: Size3, rng: torch.Generator | None = No
             options = {name: bound.arguments[name] for name in _DRAWN}
             flat = bound.arguments["in_plane"] or patch[0] == 1
             ahead = rng if number == 0 else None
-            largest = _reach(largest, _matrices(flat, ahead, **options), flat)
+            moves = [(m, shift_of(m, bound.arguments["pivot"], patch)) for m in _matrices(flat, ahead, **options)]
+            largest = _reach(largest, moves, flat)
     return largest
 
 
@@ -102,10 +103,10 @@ def _matrices(flat: bool, rng: torch.Generator | None, **options: float) -> list
     return [torch.eye(2 if flat else 3) * max(options["scale_high"], 1.0), *(rotation(turn) for turn in turns)]
 
 
-def _reach(patch: Size3, matrices: Sequence[torch.Tensor], flat: bool) -> Size3:
-    """The box that holds `patch` moved by each matrix, at least the patch."""
+def _reach(patch: Size3, moves: Sequence[tuple[torch.Tensor, torch.Tensor]], flat: bool) -> Size3:
+    """The box about the centre that holds `patch` moved by each matrix and shift, at least the patch."""
     size = torch.tensor(patch[1:] if flat else patch, dtype=torch.float32)
-    reach = torch.stack([size, *(matrix.abs() @ size for matrix in matrices)]).amax(0)
+    reach = torch.stack([size, *(matrix.abs() @ size + 2 * shift.abs() for matrix, shift in moves)]).amax(0)
     grown = reach.mul(1e3).round().div(1e3).ceil().int().tolist()
     z, y, x = [patch[0], *grown] if flat else grown
     return z, y, x

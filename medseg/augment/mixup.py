@@ -38,7 +38,20 @@ def mixup(batch: Batch, rng: np.random.Generator, *, alpha: float = 0.2, p: floa
     return replace(batch, image=image, target=batch.target.masked_fill(ignored, -1), mixed=mixed)
 
 
-MIXING: Mapping[str, BatchAugment] = MappingProxyType({"mixup": mixup})
+def sample_pairing(batch: Batch, rng: np.random.Generator, *, p: float = 0.5) -> Batch:
+    """With chance `p` every image becomes the mean of itself and another one; labels stay its own (Inoue 2018).
+
+    The paper trains without it at the beginning, now and then, and at the end; here it is a chance per batch.
+    """
+    if not 0 <= p <= 1:
+        raise PlanError(f"p {p}", where="sample_pairing", hint="from 0 to 1")
+    coin, shift = rng.random(), int(rng.integers(1, max(len(batch.image), 2)))
+    if len(batch.image) < 2 or coin >= p:
+        return batch
+    return replace(batch, image=(batch.image + batch.image.roll(shift, 0)) / 2)
+
+
+MIXING: Mapping[str, BatchAugment] = MappingProxyType({"mixup": mixup, "sample_pairing": sample_pairing})
 
 
 def build_mixing(steps: Sequence[Step]) -> Callable[[Batch, np.random.Generator], Batch]:

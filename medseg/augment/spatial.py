@@ -40,7 +40,7 @@ def affine(
     matrix = draw_matrix(rng, flat=flat, p=p, degrees=degrees, scale_low=scale_low, scale_high=scale_high)
     if matrix is None:
         return centre_crop(patch, out)
-    shift = _shift(matrix, pivot, out)
+    shift = shift_of(matrix, pivot, out)
     if flat and ndim == 3:
         return _each_slice(centre_crop(patch, (out[0], *patch.image.shape[2:])), matrix, shift, out)
     image, labels = _sample(patch.image[None], patch.labels[None], matrix, out, shift)
@@ -120,7 +120,7 @@ def _zoom(low: float, high: float, coin: float, share: float) -> float:
     return start + (stop - start) * share
 
 
-def _shift(matrix: Tensor, pivot: Sequence[float], out: Sequence[int]) -> Tensor:
+def shift_of(matrix: Tensor, pivot: Sequence[float], out: Sequence[int]) -> Tensor:
     """What to add to offsets from the centre so that `pivot` stays where it is."""
     if len(pivot) not in (0, len(matrix)):
         what = f"pivot {list(pivot)} for {len(matrix)} axes that turn"

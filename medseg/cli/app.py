@@ -11,8 +11,8 @@ from cyclopts import App, CycloptsError, MissingArgumentError
 
 from medseg import __version__
 from medseg.cli import catalogue, convert, models, network, prediction, scans, training
-from medseg.cli.terms import INTERRUPTED, OK, TERMINATED, USAGE, complain
-from medseg.errors import Interrupted, MedsegError
+from medseg.cli.terms import INTERRUPTED, OK, TERMINATED, USAGE, complain, print_any_text
+from medseg.errors import Interrupted, MedsegError, memory_errors
 from medseg.io.quiet import quiet_libraries
 
 app = App(
@@ -44,14 +44,18 @@ for command in (
 app.command(models.model)
 
 
+_SHORT = "close other programs, or use another device"
+
+
 class _Terminated(BaseException):
     """SIGTERM arrived."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors with a remedy are one line on stderr, never a traceback."""
+    print_any_text()
     try:
-        with _terminable(), quiet_libraries():
+        with _terminable(), quiet_libraries(), memory_errors(MedsegError, "out of memory", hint=_SHORT):
             code = app(None if argv is None else list(argv), exit_on_error=False)
         return code if isinstance(code, int) else OK
     except CycloptsError as error:  # cyclopts has printed it

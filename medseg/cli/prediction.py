@@ -1,11 +1,12 @@
 """Commands from scans to label maps and their scores: predict, evaluate."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from medseg.cli.terms import FAILED, OK, Device, Out, Words, pixel_spacing, show
+from medseg.cli.terms import FAILED, OK, Device, Out, Words, complain, pixel_spacing, show
 
 
 def predict(
@@ -62,7 +63,7 @@ def predict(
     seg_kind
         How a DICOM SEG stores segments: binary, which every viewer reads, or labelmap, smaller and newer.
     resume
-        Skip cases whose output is there and whole.
+        Skip cases whose output is there, whole, and of the same scan, model and options.
     clean
         Apply the cleaning steps of the plan.
     trust
@@ -161,9 +162,21 @@ def evaluate(
     from medseg.workflow.evaluate_landmarks import what_to_score
 
     masks, points = what_to_score(predictions, references)
+    if not masks:
+        given = {"--labels": labels, "--tolerance": tolerance != 1.0, "--ultrasound": ultrasound}
+        _warn_unused(given, "there are no label maps to score")
+    if not points:
+        _warn_unused({"--second-reader": second_reader}, "there are no landmarks to score")
     codes = [_evaluate_masks(predictions, references, labels, tolerance, ultrasound, out)] if masks else []
     codes += [_evaluate_points(predictions, references, second_reader, out)] if points else []
     return FAILED if FAILED in codes else OK
+
+
+def _warn_unused(given: Mapping[str, object], reason: str) -> None:
+    """Say which of some options were given, though they have no effect."""
+    names = [name for name, value in given.items() if value]
+    if names:
+        complain(f"warning: {' '.join(names)} without effect: {reason}", OK)
 
 
 def _evaluate_points(predictions: Path, references: Path, second_reader: Path | None, out: Path | None) -> int:

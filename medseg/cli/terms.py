@@ -1,5 +1,6 @@
 """What all commands share: exit codes, options and the way they print."""
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,13 @@ def pixel_spacing(values: tuple[float, ...]) -> tuple[float, float] | None:
             f"{' '.join(map(str, values))} is no pixel spacing", where="--spacing", hint="e.g. 0.2, or 0.2 0.3"
         )
     return values[0], values[-1]
+
+
+def print_any_text() -> None:
+    """What the terminal or a file behind ">" cannot hold is printed as an escape from now on, and is no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def show(text: str) -> None:

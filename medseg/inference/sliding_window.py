@@ -145,7 +145,7 @@ def _place(device: torch.device, outputs: int, patch: Size3, image: np.ndarray) 
 def _add(ring: Tensor, box: Box, scores: Tensor, weight: Sequence[Tensor]) -> None:
     """Add a window to the ring, whose row for z is z modulo its depth.
 
-    Plane by plane, so that scores of any precision and memory order become float32 planes while in the cache.
+    Plane by plane, so that scores of another precision or memory order become float32 planes while in the cache.
     """
     z, y, x = (axis.to(ring.device) for axis in weight)
     share = y[:, None] * x
@@ -153,7 +153,9 @@ def _add(ring: Tensor, box: Box, scores: Tensor, weight: Sequence[Tensor]) -> No
     depth = ring.shape[1]
     _, rows, columns = box.slices()
     for i in range(depth):
-        plane = scores[:, i].to(torch.float32, memory_format=torch.contiguous_format)
+        plane = scores[:, i]
+        if plane.dtype != torch.float32 or not plane[0].is_contiguous():
+            plane = plane.to(torch.float32, memory_format=torch.contiguous_format)
         ring[:, (box.start[0] + i) % depth, rows, columns].addcmul_(plane, z[i] * share)
 
 

@@ -93,6 +93,16 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def remove_parts(folder: Path, name: str = "") -> None:
+    """Remove the temporary files, of `name` or of any file, that killed processes left in `folder` (see `whole_file`).
+
+    Nobody may be writing there.
+    """
+    for left in folder.glob(f".part-*-{name}" if name else ".part-*"):
+        if left.is_file():
+            left.unlink(missing_ok=True)
+
+
 def load_bundle(root: Path, *, trust: Sequence[str] = ()) -> ModelBundle:
     """Read a bundle after checking every file's size and hash; nothing in it is executed or unpickled.
 

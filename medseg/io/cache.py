@@ -250,7 +250,7 @@ def _positions(flat: np.ndarray, shape: tuple[int, ...], seed: int) -> Int32[np.
 def _identity(sources: Sequence[Path]) -> str:
     """A hash of names, sizes and times of the files in `sources`."""
     lines = [f"{path.name} {(s := path.stat()).st_size} {s.st_mtime_ns}" for path in _files(sources)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def _files(sources: Iterable[Path]) -> Iterable[Path]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from medseg.errors import MedsegError
 from medseg.io.label_names import read_snap_labels
+from medseg.io.regions import region_faults
 from medseg.types.dataset import Fault, Split
 from medseg.types.labels import Label, Labels
 
@@ -140,10 +141,13 @@ def _labels(content: Mapping[str, Any], folder: Path, faults: list[Fault]) -> La
     items = [Label(name, value) for name, value in values.items() if value != (0,)]
     items = _with_written(items, content.get("regions_class_order"), faults)
     try:
-        return Labels(tuple(items), ignore[0] if ignore else None)
+        labels = Labels(tuple(items), ignore[0] if ignore else None)
     except MedsegError as problem:
         faults.append(error(problem.what, problem.hint))
         return None
+    sound = all(fault.severity == "warning" for fault in faults[before:])
+    faults.extend(region_faults(labels) if sound else ())
+    return labels
 
 
 def _landmarks(content: Mapping[str, Any], faults: list[Fault]) -> tuple[str, ...] | None:
@@ -218,8 +222,9 @@ def _with_written(items: list[Label], order: Any, faults: list[Fault]) -> list[L
             fix = f'add "regions_class_order": {written} if that is meant'
             faults.append(warning(f'no "regions_class_order"; every region writes its first value {written}', fix))
         return items
-    if not isinstance(order, list) or len(order) != len(items) or not all(type(v) is int and v > 0 for v in order):
-        fix = f"give {len(items)} whole numbers above 0, one per region in the order of labels"
+    good = isinstance(order, list) and len(order) == len(items)
+    if not good or not all(type(v) is int and 0 < v <= 65535 for v in order):
+        fix = f"give {len(items)} whole numbers from 1 to 65535, one per region in the order of labels"
         faults.append(error(f"regions_class_order is {order!r}", fix))
         return items
     return [Label(item.name, item.values, None, value) for item, value in zip(items, order, strict=True)]

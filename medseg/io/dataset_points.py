@@ -10,7 +10,10 @@ from jaxtyping import Float64
 from medseg.errors import DatasetError, MedsegError
 from medseg.io.dataset_json import Header, error, warning
 from medseg.io.landmarks import read_landmarks
+from medseg.io.pairs import read_scan
 from medseg.types.dataset import Case, Dataset, Fault
+from medseg.types.geometry import Geometry
+from medseg.types.landmarks import Landmarks
 
 FOLDER = "landmarksTr"
 POINT_ENDINGS = (".mrk.json", ".fcsv", ".landmarks.csv", ".csv")
@@ -84,8 +87,9 @@ def point_names(header: Header, points: Mapping[str, Path], faults: list[Fault])
 def read_points(case: Case, dataset: Dataset) -> Float64[np.ndarray, "n 3"]:
     """Places (x, y, z) of the data set's landmarks, in its order, in mm LPS; NaN where a case does not know one.
 
-    Names that the data set does not have are left out. Raises ImageError for unreadable files, DatasetError where none
-    of its names is a landmark of the data set.
+    In pixels where the scan has no spacing (see `on_grid`). Names that the data set does not have are left out. Raises
+    ImageError for unreadable files, DatasetError where none of its names is a landmark of the data set, or where the
+    unit of the points is not the scan's.
     """
     places = np.full((len(dataset.landmarks), 3), np.nan)
     if case.landmarks is None:
@@ -95,6 +99,39 @@ def read_points(case: Case, dataset: Dataset) -> Float64[np.ndarray, "n 3"]:
     if read.names and not known:
         hint = f"names are {', '.join(dataset.landmarks[:8])}"
         raise DatasetError("holds no landmark of the data set", where=case.landmarks, hint=hint)
+    read = _in_unit_of_scan(read, case, dataset)
     for name in known:
         places[dataset.landmarks.index(name)] = read.points_mm[read.names.index(name)]
     return places
+
+
+def on_grid(points: Landmarks, grid: Geometry, *, where: object = "") -> Landmarks:
+    """Points in the unit of the scan whose grid this is: mm, or pixels where it states no spacing.
+
+    Pixels of a flat image with a spacing become mm: x is the column, y the row, 0 the middle of the first pixel.
+    "mm" in a flat image without a spacing are pixels, since viewers take such an image for one with 1 mm. Raises
+    DatasetError for pixels in a volume in mm, and for mm in a volume without a spacing.
+
+    >>> found = Landmarks(("tip",), np.array([[2.0, 1.0, 0.0]]), unit="px")
+    >>> on_grid(found, Geometry((1, 4, 5), (1.0, 0.25, 0.5))).placed()
+    {'tip': (1.0, 0.25, 0.0)}
+    """
+    if points.unit == grid.unit:
+        return points
+    flat = grid.shape[0] == 1
+    if points.unit == "mm" and flat:
+        return replace(points, unit="px")
+    if points.unit == "mm":
+        hint = "state the spacing in the image file, or give the points in pixels"
+        raise DatasetError("is in mm, but its scan states no spacing", where=where, hint=hint)
+    if not flat:
+        what = "is in pixels, but its scan is a volume in mm"
+        raise DatasetError(what, where=where, hint="give the points in mm, LPS")
+    return replace(points, points_mm=grid.to_points_mm(points.points_mm[:, ::-1]), unit="mm")
+
+
+def _in_unit_of_scan(points: Landmarks, case: Case, dataset: Dataset) -> Landmarks:
+    """The same points `on_grid` of their scan, which is read only if its unit may be another."""
+    if points.unit == "mm":
+        return points
+    return on_grid(points, read_scan(case, dataset).geometry, where=case.landmarks)

@@ -4,12 +4,14 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 _WORDS = "ct cta cbct mr mri us pt pet nm im img image images i s se ser serie series sl slice slices st study frame "
 _WORDS += "file dcm dicom dicomdir ima raw in out input output data scan scans vol volume phase echo"
 _NEUTRAL = re.compile(rf"(?:{'|'.join(_WORDS.split())})\d{{0,8}}|\d{{0,5}}", re.IGNORECASE)
 _UID = re.compile(r"(?:[A-Za-z]{2}\.)?[012](?:\.\d+){4,}(?:\.dcm)?")
+_SEPARATOR = r"[\\/]+"  # that of Windows is doubled in the texts of OSError
+_NO_UTF8 = re.compile(r"[\ud800-\udfff]")
 
 
 def is_neutral(name: str) -> bool:
@@ -18,6 +20,8 @@ def is_neutral(name: str) -> bool:
     >>> [is_neutral(name) for name in ("IM0007.dcm", "CT 1", "1.2.840.113619.2.55.3", "DOE_JOHN", "19500131")]
     [True, True, True, False, False]
     """
+    if _NO_UTF8.search(name):
+        return False  # bytes of some other encoding may be a name
     if _UID.fullmatch(name):
         return True
     parts = re.split(r"[\W_]+", name)
@@ -34,7 +38,7 @@ def masked(path: Path, root: Path) -> str:
     return "/".join(_masked_name(part) for part in parts) or "."
 
 
-def masked_text(text: str, paths: Iterable[Path], root: Path, *, series: bool = False) -> str:
+def masked_text(text: str, paths: Iterable[PurePath], root: PurePath, *, series: bool = False) -> str:
     """A message about `paths` below `root`: relative to `root`, with "*" for parts of them that could name a patient.
 
     Where the paths are the files of a `series`, a masked one is told by its number in the order of their names.
@@ -43,19 +47,29 @@ def masked_text(text: str, paths: Iterable[Path], root: Path, *, series: bool = 
     '*/I7: lies where */I6 lies'
     """
     if root.name:
-        here = rf"(?<![\w./]){re.escape(str(root))}"
-        end = r"(?![\w/])" if root.is_absolute() else "(?=:)"  # a relative one could be a word of the text
-        text = re.sub(here + end, "scan", re.sub(f"{here}/", "", text))
+        own = _SEPARATOR.join(re.escape(part) for part in re.split(r"[\\/]", str(root)))
+        here = rf"(?<![\w./\\]){own}"
+        end = r"(?![\w/\\])" if root.is_absolute() else "(?=:)"  # a relative one could be a word of the text
+        text = re.sub(here + end, "scan", re.sub(here + _SEPARATOR, "", text))
     paths = sorted(set(paths))
     names = {part for path in paths if path.is_relative_to(root) for part in path.relative_to(root).parts}
     numbers = _file_numbers(paths) if series else {}
     for name in sorted((name for name in names if not is_neutral(name)), key=len, reverse=True):
         text = re.sub(_occurrences(name), _masked_name(name) + numbers.get(name, ""), text)
-    home = "" if is_neutral(root.name) else rf"(?<!\w){re.escape(root.name)}(?=/)"
+    home = "" if is_neutral(root.name) else rf"(?<!\w){re.escape(root.name)}(?=[\\/])"
     return re.sub(home, "*", text) if home and root.name else text
 
 
-def _file_numbers(paths: Sequence[Path]) -> dict[str, str]:
+def writable(text: str) -> str:
+    r"""A text about files as it can be written: a byte of a name that is no UTF-8 becomes %XX.
+
+    >>> writable("sc\udce4n"), writable("scän")
+    ('sc%E4n', 'scän')
+    """
+    return _NO_UTF8.sub(lambda found: f"%{ord(found[0]) & 0xFF:02X}", text)
+
+
+def _file_numbers(paths: Sequence[PurePath]) -> dict[str, str]:
     """For every file name that occurs once, which of the files it is, if there are several."""
     often = Counter(path.name for path in paths)
     numbered = enumerate(paths, start=1)
@@ -65,7 +79,7 @@ def _file_numbers(paths: Sequence[Path]) -> dict[str, str]:
 def _occurrences(name: str) -> str:
     """A pattern for a name in a text; one that could be a word of the text counts only as a part of a path."""
     word = rf"(?<!\w){re.escape(name)}"
-    return rf"{word}(?=/)|(?<=/){re.escape(name)}(?!\w)" if re.fullmatch(r"[a-z]+", name) else rf"{word}(?!\w)"
+    return rf"{word}(?=[\\/])|(?<=[\\/]){re.escape(name)}(?!\w)" if re.fullmatch(r"[a-z]+", name) else rf"{word}(?!\w)"
 
 
 def series_id(modality: str, unique: str) -> str:
@@ -75,7 +89,8 @@ def series_id(modality: str, unique: str) -> str:
     'CT-f9a13599155b'
     """
     kind = modality if re.fullmatch(r"[A-Z]{2,4}", modality) else "DICOM"
-    return f"{kind}-{hashlib.sha256(unique.encode()).hexdigest()[:12]}"
+    digest = hashlib.sha256(unique.encode("utf-8", "backslashreplace")).hexdigest()
+    return f"{kind}-{digest[:12]}"
 
 
 def shown_uid(uid: str) -> str:

@@ -135,13 +135,13 @@ def check_same_grid(reference: Geometry, other: Geometry, *, where: object = "")
     return (f"its grid lies {apart:.2g} mm away and is taken as equal",)
 
 
-def read_labels(path: Path, labels: Labels, image: Image | None = None) -> LabelMap:
+def read_labels(path: Path, labels: Labels, image: Image | None = None, *, predicted: bool = False) -> LabelMap:
     """Read a label map, uint8 or uint16 (z, y, x), values as stored (float files must hold whole numbers).
 
     DICOM SEG, RTSTRUCT and .seg.nrrd name their structures: those named like `labels` are taken, with the values of
     `labels`, on the grid of `image`, which DICOM SEG and RTSTRUCT need.
-    Raises ImageError, naming the values, where a voxel is neither background, nor a class, nor the ignore value; and
-    what the readers of named structures raise.
+    Raises ImageError, naming the values, where a voxel is neither background, nor a class, nor the ignore value, nor,
+    in a map that medseg `predicted`, what a class is written as; and what the readers of named structures raise.
     """
     if is_named(path):
         return read_named_labels(path, labels, image)
@@ -154,12 +154,12 @@ def read_labels(path: Path, labels: Labels, image: Image | None = None) -> Label
     if len(array) != 1:
         raise ImageError(f"has {len(array)} channels", where=path, hint="a label map holds one number per voxel")
     allowed = labels.known() | {0} | ({labels.ignore} if labels.ignore is not None else set())
+    allowed |= {item.written for item in labels.items if predicted}
     grid = whole_numbers(array[0], max(allowed), path)
     unknown = sorted(set(values_in(grid)) - allowed)
     if unknown:
-        raise ImageError(
-            f"holds values {some_of(unknown)} that are no class", where=path, hint=f"known values are {sorted(allowed)}"
-        )
+        hint = f"known values are {sorted(allowed)}"
+        raise ImageError(f"holds values {some_of(unknown)} that are no class", where=path, hint=hint)
     return LabelMap(grid, image.geometry, labels, image.warnings)
 
 

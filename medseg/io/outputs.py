@@ -114,7 +114,7 @@ def check_whole(path: Path, form: str, labels: Labels) -> None:
         else:
             read_seg(path)
     else:
-        read_labels(path, labels)
+        read_labels(path, labels, predicted=True)
 
 
 def _write(prediction: Prediction, form: str, path: Path, made_by: Provenance, seg_kind: SegKind) -> None:

@@ -17,6 +17,7 @@ from medseg.types.image import Image, LabelMap
 
 T = TypeVar("T")
 GRID_TOLERANCE = "0.01 mm or 1 % of a voxel, whichever is more"
+MOST_WORKERS = 4  # each holds a case in memory
 
 
 def read_scan(case: Case, dataset: Dataset) -> Image:
@@ -71,8 +72,11 @@ def check_label_grid(image: Geometry, labels: Geometry, *, where: object = "") -
 def in_order(
     work: Callable[[Case], T], cases: Sequence[Case], *, workers: int | None = None
 ) -> Iterator[tuple[Case, T]]:
-    """Each case with its result, in order, made by `workers` threads (None: one per core) that never run far ahead."""
-    count = max(1, min(workers or os.cpu_count() or 1, len(cases)))
+    """Each case with its result, in order, made by `workers` threads that never run far ahead.
+
+    None: one per processor that this process may use, at most MOST_WORKERS.
+    """
+    count = max(1, min(workers or min(MOST_WORKERS, _processors()), len(cases)))
     with ThreadPoolExecutor(count) as pool:
         waiting: deque[tuple[Case, Future[T]]] = deque()
         try:
@@ -87,6 +91,13 @@ def in_order(
         finally:
             for _, future in waiting:
                 future.cancel()
+
+
+def _processors() -> int:
+    """Those that this process may use, which a container or a scheduler may limit."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _short(values: Sequence[float]) -> str:

@@ -12,7 +12,7 @@ from medseg.io.dicom_headers import Header
 from medseg.io.dicom_scan import scan_headers, walk
 from medseg.io.dicom_series import Series, group_headers
 from medseg.io.files import file_sha256
-from medseg.io.identifiers import series_id
+from medseg.io.identifiers import series_id, writable
 from medseg.io.images import image_stem, is_dicom, is_image
 from medseg.types.dataset import Case
 from medseg.types.progress import Report, silent
@@ -44,9 +44,10 @@ def find_cases(
     """Cases among files, folders of files and trees of DICOM series (one case per series), and every refused path.
 
     `scan_0000.nii.gz`, `scan_0001.nii.gz` are the channels of one case if there is more than one channel; with one
-    channel, `_0000` is left out of the id if every scan of its folder has it. Ids are unique and do not depend on what
-    else is found: the file name, and for DICOM modality and a short hash of the series UID, or with `keep_identifiers`
-    the name of its folder. Nothing is read but DICOM headers.
+    channel, `_0000` is left out of the id if every scan of its folder has it. An id is the file name, and for DICOM
+    modality and a short hash of the series UID, or with `keep_identifiers` the name of its folder. Equal ids get the
+    name of their folder in front (with `keep_identifiers`, of as many folders as tell them apart), then a number
+    behind: these depend on what else is found. Nothing is read but DICOM headers.
     """
     refused: dict[Path, str] = {}
     scans: dict[tuple[Path, int], _Scan] = {}
@@ -185,18 +186,36 @@ def _group(scans: list[_Scan], channels: tuple[str, ...], refused: dict[Path, st
 
 
 def _named(scans: list[list[_Scan]], keep_identifiers: bool) -> tuple[Case, ...]:
-    """Cases with unique ids: equal file names get their folder's name in front, then a number behind."""
-    names = [_neutral(case) if case[0].files and not keep_identifiers else case[0].stem for case in scans]
+    """Cases with unique ids that can be written: equal names get those of folders in front, then a number behind."""
+    hashed = [bool(case[0].files) and not keep_identifiers for case in scans]
+    names = [_neutral(case) if plain else case[0].stem for case, plain in zip(scans, hashed, strict=True)]
     counts = Counter(name.casefold() for name in names)
-    own = [
-        counts[name.casefold()] == 1 or (bool(case[0].files) and not keep_identifiers)
-        for name, case in zip(names, scans, strict=True)
+    above: list[list[str]] = [
+        [] if plain or counts[name.casefold()] == 1 else list(case[0].folder.resolve().parts[1:])
+        for name, case, plain in zip(names, scans, hashed, strict=True)
     ]
-    bases = [
-        name if plain else f"{case[0].folder.resolve().name}_{name}"
-        for name, case, plain in zip(names, scans, own, strict=True)
-    ]
-    return tuple(_case(name, parts) for name, parts in zip(numbered(bases), scans, strict=True))
+    bases = [f"{folders.pop()}_{name}" if folders else name for name, folders in zip(names, above, strict=True)]
+    bases = _told_apart(bases, above) if keep_identifiers else bases
+    unique = numbered([writable(name) for name in bases])
+    return tuple(_case(name, parts) for name, parts in zip(unique, scans, strict=True))
+
+
+def _told_apart(names: Sequence[str], above: Sequence[Sequence[str]]) -> list[str]:
+    """Names with those of further folders in front, from the nearest on, as many as tell equal ones apart.
+
+    >>> _told_apart(["CT_ct", "CT_ct", "MR_ct"], [["in", "p1"], ["in", "p2"], ["in"]])
+    ['p1_CT_ct', 'p2_CT_ct', 'MR_ct']
+    """
+    made, left = list(names), [list(folders) for folders in above]
+    while True:
+        alike: dict[str, list[int]] = {}
+        for index, name in enumerate(made):
+            alike.setdefault(name.casefold(), []).append(index)
+        several = [group for group in alike.values() if len({tuple(left[index]) for index in group}) > 1]
+        if not several:
+            return made
+        for index in (index for group in several for index in group if left[index]):
+            made[index] = f"{left[index].pop()}_{made[index]}"
 
 
 def numbered(names: Sequence[str]) -> list[str]:

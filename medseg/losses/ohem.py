@@ -22,8 +22,9 @@ def ohem(
     """Mean cross-entropy of the hardest voxels of each sample, then the mean over samples (Shrivastava 2016).
 
     Kept are the `share` of a sample's counted voxels with the highest loss (nnU-Net: a tenth), or with `threshold`
-    instead those whose truth scores below it; in both cases at least `min_kept`, or all where there are fewer. Regions
-    have a voxel per channel. Each sample keeps its own, so that an easy one does not vanish beside a hard one.
+    instead those whose truth scores below it; in both cases at least `min_kept`, or all where there are fewer.
+    `min_kept` counts voxels of the image; at a coarser decoder scale it shrinks as they do. Regions have a voxel per
+    channel. Each sample keeps its own, so that an easy one does not vanish beside a hard one.
     """
     good = 0 < share <= 1 and min_kept >= 0 and (threshold is None or 0 < threshold <= 1)
     if not good:
@@ -31,7 +32,9 @@ def ohem(
         raise PlanError(f"share {share}, min_kept {min_kept}, threshold {threshold}", where=WHERE, hint=hint)
     losses, counts = voxel_cross_entropy(*logits_and_target(output, batch))
     losses, counts = losses.flatten(1), counts.flatten(1)
-    kept = hardest(losses.detach(), counts, share=share, min_kept=min_kept, threshold=threshold)
+    coarse = output.logits[0][0, 0].numel() / batch.image[0, 0].numel()
+    least = math.ceil(min_kept * min(coarse, 1.0))
+    kept = hardest(losses.detach(), counts, share=share, min_kept=least, threshold=threshold)
     number = kept.sum(1)
     means = (losses * kept).sum(1) / number.clamp_min(1)
     return means.sum() / (number > 0).sum().clamp_min(1)

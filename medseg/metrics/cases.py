@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from scipy.ndimage import find_objects
 
 from medseg.errors import GeometryError
+from medseg.io.images import check_same_grid
 from medseg.metrics.overlap import dice, iou, lesions
 from medseg.metrics.surface import surface_distances
 from medseg.types.geometry import Geometry
@@ -34,7 +35,7 @@ def score_case(case_id: str, prediction: LabelMap, reference: LabelMap, *, toler
 
     Distances are voxel-surface distances in mm (in pixels where the grid has no physical spacing; volumes are then
     NaN); a region is the union of its values. Empty masks: both -> NaN throughout, one -> Dice, IoU and NSD 0,
-    distances inf; `state` says which. Raises GeometryError if the grids lie further apart than 1 % of a voxel.
+    distances inf; `state` says which. Raises GeometryError if the grids are not one by `io.images.check_same_grid`.
     """
     _same_grid(case_id, prediction.geometry, reference.geometry)
     labels = reference.labels
@@ -141,13 +142,14 @@ def _same_grid(case_id: str, one: Geometry, two: Geometry) -> None:
         raise GeometryError(
             f"prediction has shape {one.shape} and reference {two.shape}", where=case_id, hint="compare equal grids"
         )
-    apart = one.corner_distance_mm(two)
-    if apart > 0.01 * min(two.spacing_mm):
+    try:
+        check_same_grid(two, one)
+    except GeometryError as problem:
         raise GeometryError(
-            f"prediction and reference lie {apart:.3g} {two.unit} apart",
+            f"prediction and reference lie {one.corner_distance_mm(two):.3g} {two.unit} apart",
             where=case_id,
             hint="resample one onto the other's grid, or correct its header",
-        )
+        ) from problem
 
 
 def _joint_box(

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from medseg.errors import GeometryError
 from medseg.types.landmarks import Landmarks
 from medseg.types.result import LandmarkScores
 
@@ -35,10 +36,23 @@ def success_rate(errors_mm: Sequence[float], within_mm: float) -> float:
     return sum(error <= within_mm for error in errors_mm) / len(errors_mm)
 
 
+def check_units(case_id: str, prediction: Landmarks, reference: Landmarks, second: Landmarks | None = None) -> None:
+    """Raise GeometryError unless the files of a case are all in mm or all in pixels."""
+    files: dict[str, Landmarks | None] = {"prediction": prediction, "reference": reference, "second reader": second}
+    units = {name: one.unit for name, one in files.items() if one is not None}
+    if len(set(units.values())) > 1:
+        what = ", ".join(f"{name} is in {unit}" for name, unit in units.items())
+        hint = "give all in mm or all in pixels; medseg predict --spacing finds points of pictures in mm"
+        raise GeometryError(what, where=case_id, hint=hint)
+
+
 def score_landmarks(
     case_id: str, prediction: Landmarks, reference: Landmarks, second: Landmarks | None = None
 ) -> LandmarkScores:
-    """Radial errors of one case, and the distance of a second reader to the reference where both place a landmark."""
+    """Radial errors of one case, and the distance of a second reader to the reference where both place a landmark.
+
+    All are in one unit (see `check_units`): pixels if the prediction or the reference says so, else mm.
+    """
     apart = {} if second is None else radial_errors(second, reference)
     return LandmarkScores(
         case_id,

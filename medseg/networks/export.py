@@ -25,12 +25,8 @@ class Exported:
     batch: int | None
 
 
-def fused(network: nn.Module) -> nn.Module:
-    """A copy in eval mode whose batch norms and RepVGG branches are part of its convolutions; same numbers to 1e-5."""
-    return _fuse(copy.deepcopy(network).eval())
-
-
 def _fuse(module: nn.Module) -> nn.Module:
+    """A module in eval mode, its batch norms and RepVGG branches made part of its convolutions in place."""
     fuse = getattr(module, "fuse", None)
     if callable(fuse):
         result = fuse()

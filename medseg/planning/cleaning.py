@@ -119,11 +119,16 @@ def _presence(reference: LabelMap) -> np.ndarray:
 
 
 def _foreground(prediction: LabelMap, reference: LabelMap) -> Pair:
-    """Both maps cut to the box of what either holds."""
+    """Both maps cut to the box of what either holds and, where the volume has it, a voxel around it.
+
+    So what is flat, or open, or at the edge of the scan is so in the cut maps exactly where it is in the whole ones.
+    """
     either = ((prediction.array > 0) | (reference.array > 0)).view(np.uint8)
     found = find_objects(either)
     slices = found[0] if found else (slice(0, 1),) * 3
-    (z, y, x) = ((part.start, part.stop) for part in slices)
+    z, y, x = (
+        (max(part.start - 1, 0), min(part.stop + 1, size)) for part, size in zip(slices, either.shape, strict=True)
+    )
     box = Box((z[0], y[0], x[0]), (z[1], y[1], x[1]))
     cut = [replace(m, array=m.array[box.slices()], geometry=m.geometry.crop(box)) for m in (prediction, reference)]
     return cut[0], cut[1]

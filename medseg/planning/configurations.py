@@ -47,7 +47,8 @@ def fit_all(
     for config, fits in candidates.items():
         if fits[0].ndim not in family.dimensions:
             only = " and ".join(f"{ndim}D" for ndim in family.dimensions)
-            failed[config] = f"{family.backbone} is a network for {only}, this takes {fits[0].ndim}D"
+            what = "is a network" if family.adversary is None else f"with the critic {family.adversary.use} is"
+            failed[config] = f"{family.backbone} {what} for {only}, this takes {fits[0].ndim}D"
             continue
         try:
             found |= _fit_one(config, fits, fingerprint, budget, means)
@@ -74,8 +75,10 @@ def _fit_one(config: Config, fits: list[Fit], fingerprint: Fingerprint, budget: 
     return found if coarse is None else {**found, "3d_lowres": coarse}
 
 
-def training(steps: int, budget: Budget, losses: tuple[LossTerm, ...], *, augment: tuple[Step, ...]) -> Training:
-    """Losses, optimiser and length of a run."""
+def training(
+    steps: int, budget: Budget, family: Preset, *, losses: tuple[LossTerm, ...], augment: tuple[Step, ...]
+) -> Training:
+    """Losses, critic, optimiser and length of a run."""
     optimizer, schedule, ema = presets.optimiser(steps).value
     count, size = presets.epochs(steps)
     return Training(
@@ -87,6 +90,7 @@ def training(steps: int, budget: Budget, losses: tuple[LossTerm, ...], *, augmen
         steps_per_epoch=size,
         precision=budget.precision,
         ema=ema,
+        adversary=family.adversary,
     )
 
 
@@ -105,7 +109,7 @@ def _fit(
         cases=len(fingerprint.cases),
         channels=len(fingerprint.channels),
         outputs=fingerprint.labels.outputs(),
-        training=training(steps, budget, family.losses, augment=()),
+        training=training(steps, budget, family, losses=family.losses, augment=()),
         vram_gib=budget.vram_gib,
         regions=fingerprint.labels.are_regions(),
     )

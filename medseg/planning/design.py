@@ -15,10 +15,11 @@ from medseg.losses.cross_entropy import balanced_weights
 from medseg.planning.decisions import Decision
 from medseg.planning.presets import PRESETS, Preset
 from medseg.types.fingerprint import Fingerprint
-from medseg.types.plan import LossTerm, Option, Options, Step
+from medseg.types.plan import Adversary, LossTerm, Option, Options, Step
 
 T = TypeVar("T", Step, LossTerm)
 _LOSS = re.compile(r"loss\.(?P<use>(?:[\w.]+:)?\w+)(?:\.(?P<option>\w+))?")  # a name of ours or module:function
+_CRITIC = "adversary"
 POINTS = ("dsnt", "heatmap")  # heads that find landmarks; a plan has one of them
 HEAD_LOSSES: Mapping[str, LossTerm] = MappingProxyType(
     {
@@ -37,6 +38,7 @@ class Wishes:
 
     `options` are those of the backbone, or of a head or loss where the name has its name and a dot before it;
     "loss.<loss>" itself is its weight: a loss that the plan does not have is added, one that weighs 0 left out.
+    "adversary" names a critic, and "adversary.weight", "adversary.lr" and others are its own.
     `heads` are added to those that the data call for; "heatmap" takes the place of "dsnt".
     """
 
@@ -79,8 +81,8 @@ def design(fingerprint: Fingerprint, preset: str, wishes: Wishes) -> Decision[Pr
     terms = [HEAD_LOSSES[name] for name in heads if name in HEAD_LOSSES]
     terms += family.losses if fingerprint.labels.items else ()
     losses = _weighed({term.use: term for term in terms}, wishes.options)
-    options = dict(family.options)
-    for name, value in wishes.options.items():
+    options, critic = dict(family.options), _critic(wishes.options)
+    for name, value in _beside_critic(wishes.options).items():
         loss, own = _LOSS.fullmatch(name), name.rpartition(".")
         if loss and loss["use"] in losses and loss["option"]:
             losses[loss["use"]] = _with(losses[loss["use"]], loss["option"], value)
@@ -94,7 +96,7 @@ def design(fingerprint: Fingerprint, preset: str, wishes: Wishes) -> Decision[Pr
             raise PlanError(f'the plan has no "{own[0]}"', where=f"option {name}", hint=hint)
     terms = [_balanced(term, fingerprint) for term in losses.values()]
     made = replace(family, options=options, heads=tuple(heads.values()), losses=tuple(terms))
-    return Decision(made, _said(fingerprint, family, wishes))
+    return Decision(_judged(made, critic), _said(fingerprint, family, wishes))
 
 
 def _weighed(losses: Mapping[str, LossTerm], options: Options) -> dict[str, LossTerm]:
@@ -115,12 +117,46 @@ def _weighed(losses: Mapping[str, LossTerm], options: Options) -> dict[str, Loss
     return {use: term for use, term in weighed.items() if term.weight > 0}
 
 
+def _beside_critic(options: Options) -> Options:
+    """Options of everything else."""
+    return {name: value for name, value in options.items() if name.partition(".")[0] != _CRITIC}
+
+
+def _judged(family: Preset, critic: Adversary | None) -> Preset:
+    """The family with a critic, which may know fewer dimensions."""
+    flat = critic is None or critic.use != "projective"
+    dimensions = tuple(ndim for ndim in family.dimensions if flat or ndim == 3)
+    return replace(family, adversary=critic, dimensions=dimensions)
+
+
+def _critic(options: Options) -> Adversary | None:
+    """The critic that was asked for, with its options."""
+    given = {name.partition(".")[2]: value for name, value in options.items() if name.partition(".")[0] == _CRITIC}
+    if not given:
+        return None
+    use = given.pop("", None)
+    if not isinstance(use, str):
+        hint = 'name it: adversary=segan, or another of "medseg networks --kind loss"'
+        raise PlanError("there is no critic", where=f"option {_CRITIC}", hint=hint)
+    numbers = {}
+    for name in ("weight", "lr"):
+        value = given.pop(name, getattr(Adversary, name))
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise PlanError(f"{value!r}", where=f"option {_CRITIC}.{name}", hint="write a number above 0")
+        numbers[name] = float(value)
+    return Adversary(use, **numbers, options=given)
+
+
 def _balanced(term: LossTerm, fingerprint: Fingerprint) -> LossTerm:
-    """Weighted cross-entropy with weights of classes by their volumes in all cases, unless they are given.
+    """Cross-entropy weighted by class or voxel with weights of classes by their volumes in all cases, unless given.
 
     Regions, which may overlap, are balanced in every batch.
     """
-    if term.use != "weighted_cross_entropy" or "weights" in term.options or fingerprint.labels.are_regions():
+    if (
+        term.use not in ("weighted_cross_entropy", "pixel_cross_entropy")
+        or "weights" in term.options
+        or fingerprint.labels.are_regions()
+    ):
         return term
     sizes = [math.prod(case.spacing_mm) for case in fingerprint.cases]
     rows = [case.class_voxels for case in fingerprint.cases]
@@ -156,6 +192,8 @@ def _said(fingerprint: Fingerprint, family: Preset, wishes: Wishes) -> str:
     said += [f"{points} landmarks to find by {_finder(wishes)}"] if points else []
     said += [f"{step.use} comes with the preset" for step in family.heads if labels]
     said += [f"{name} was asked for" for name in wishes.heads]
+    critic = wishes.options.get(_CRITIC)
+    said += [f"the critic {critic} learns beside the network"] if critic is not None else []
     return ", ".join(said)
 
 

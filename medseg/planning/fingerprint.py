@@ -57,7 +57,7 @@ class Pictures:
 
 
 def measure_dataset(dataset: Dataset, *, workers: int | None = None, report: Report = silent) -> Fingerprint:
-    """Everything the planner asks of a dataset; the same numbers for any number of `workers` (None: one per core).
+    """What the planner asks of a dataset; the same numbers for any number of `workers` (None: one per core, at most 4).
 
     Each case is read once. A label grid within the tolerance of `io.pairs` is taken for the image's, with a warning.
     Scans are described in one common orientation, whose z axis is the coarsest. Raises DatasetError that lists every

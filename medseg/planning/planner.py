@@ -115,7 +115,7 @@ def _assemble(
         preprocess=Preprocess(spacing.value, intensity.value, orient.value, crop.value, unit=fingerprint.unit),
         network=found.network,
         sampling=found.sampling,
-        training=training(steps, budget, losses.value, augment=augment.value),
+        training=training(steps, budget, fit.preset, losses=losses.value, augment=augment.value),
         inference=mirrored.inference(),
         postprocess=(),
         origin=Origin(medseg.__version__, record_sha256(fingerprint), replace(budget, step_s=found.step_s), ""),

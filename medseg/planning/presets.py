@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from medseg.planning.decisions import Decision
-from medseg.types.plan import LossTerm, Option, Options, Step
+from medseg.types.plan import Adversary, LossTerm, Option, Options, Step
 
 LONG_EPOCHS, LONG_STEPS_PER_EPOCH = 1000, 250  # without a time budget (Isensee 2021)
 LONG_STEPS = 20_000  # fewer optimiser steps than this count as a short run
@@ -35,7 +35,7 @@ class Preset:
     `bases`: first-stage channels a time budget chooses from, the last where there is none. `stages`: the most there
     may be. `rigid`: exactly that many, and every one but the first halves every axis, because the network knows no
     others. `dimensions` the network has. `options` are its own; `heads` and `losses` are added to those that the data
-    call for.
+    call for. `adversary` is the critic that learns beside it.
     """
 
     backbone: str
@@ -49,6 +49,7 @@ class Preset:
     options: Options = field(default_factory=dict)
     heads: tuple[Step, ...] = ()
     losses: tuple[LossTerm, ...] = ()
+    adversary: Adversary | None = None
 
     @property
     def base_channels(self) -> int:

@@ -38,12 +38,13 @@ def extend_splits(existing: Sequence[Split], dataset: Dataset, *, seed: int = 0)
     """`existing` with the dataset's new cases added: every old case stays in the fold it was validated in.
 
     A new case joins the fold of its group; new groups are dealt as in `make_splits`. Cases no longer there are left
-    out. Raises DatasetError if the existing folds validate a case twice, or if a group lies in two of them.
+    out. Raises DatasetError unless the existing folds `take_turns`, or if a group lies in two of them.
     """
+    if not take_turns(existing):
+        what = "splits do not validate every case once and train on it in every other fold"
+        raise DatasetError(what, where=dataset.root, hint="make new splits")
     present = {case.id for case in dataset.cases}
     held = [set(split.val) & present for split in existing]
-    if not held or sum(map(len, held)) > len(set().union(*held)):
-        raise DatasetError("splits do not validate every case once", where=dataset.root, hint="make new splits")
     new: dict[str, tuple[str, ...]] = {}
     for group, members in group_cases(dataset.cases).items():
         homes = [fold for fold, ids in enumerate(held) if ids.intersection(members)]
@@ -55,6 +56,20 @@ def extend_splits(existing: Sequence[Split], dataset: Dataset, *, seed: int = 0)
         else:
             new[group] = members
     return _as_splits(_deal(new, held, seed))
+
+
+def take_turns(splits: Sequence[Split]) -> bool:
+    """Whether folds are as `make_splits` deals them: every case is validated once and trained on in every other fold.
+
+    Folds of one's own need not be so: they may hold one set out, or train on fewer cases.
+
+    >>> take_turns((Split(("a",), ("b",)), Split(("b",), ("a",)))), take_turns((Split(("a",), ("b",)),))
+    (True, False)
+    """
+    held = [name for split in splits for name in split.val]
+    dealt = {name for split in splits for name in (*split.train, *split.val)}
+    once = bool(held) and len(held) == len(dealt) and set(held) == dealt
+    return once and all(set(split.train) == dealt - set(split.val) for split in splits)
 
 
 def split_faults(dataset: Dataset) -> tuple[Fault, ...]:

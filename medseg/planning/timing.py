@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from medseg.errors import BudgetError
+from medseg.errors import BudgetError, PlanError, memory_errors
 from medseg.planning import presets
 from medseg.planning.fit import (
     Estimate,
@@ -26,7 +26,8 @@ def fit_time(fit: Fit, *, hours: float, seconds_of: SecondsOf, estimate: Estimat
     """Largest network whose steps of batch 2 are quick enough for a useful run, then the batch if time is ample.
 
     `seconds_of` measures one step. First-stage channels grow while `presets.steps_worth` of them remain; if not even
-    the narrowest network has its steps, the patch shrinks. Raises BudgetError with the hours that would do.
+    the narrowest network has its steps, the patch shrinks. Raises BudgetError with the hours that would do, and
+    PlanError if memory runs out while a step is timed.
     """
     seconds = hours * 3600 * presets.TIME_SHARE
     bases = fit.preset.bases
@@ -68,7 +69,11 @@ def _narrowed(fit: Fit, whole: Fitted, base: int) -> Fitted:
 
 def _measured(fit: Fit, fitted: Fitted, batch: int, seconds_of: SecondsOf) -> float:
     sampling = replace(fitted.sampling, batch=batch)
-    return max(1e-6, float(f"{seconds_of(fitted.network, sampling, fit.training):.3g}"))
+    size = f"patch {' x '.join(map(str, sampling.patch))}, batch {batch}"
+    hint = "free memory on the device and plan again, or plan with less --vram"
+    with memory_errors(PlanError, "out of memory while a training step was timed", where=size, hint=hint):
+        seconds = seconds_of(fitted.network, sampling, fit.training)
+    return max(1e-6, float(f"{seconds:.3g}"))
 
 
 def _timed(fitted: Fitted, batch: int, step_s: float, seconds: float) -> Fitted:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from medseg.augment.mixup import MIXING
 from medseg.losses.build import Loss, build_loss
 from medseg.networks.build import HeadedNetwork, arrange, build_network
 from medseg.networks.critics import build_critic, judge
@@ -98,7 +97,7 @@ def random_batch(job: Job, device: torch.device) -> Batch:
     spacing = None if topology.spacing_mm is None else topology.spacing_mm[3 - topology.ndim :]
     taught = any(term.use == "distillation" for term in job.training.losses)
     teacher = torch.randn(job.batch, job.outputs, *size, device=device) if taught else None
-    mixes = any(step.use in MIXING for step in job.training.augment)
+    mixes = any(step.use == "mixup" for step in job.training.augment)
     mixed = Mixed(target.clone(), torch.rand(job.batch, device=device)) if mixes else None
     return Batch(image, target, points, spacing, teacher=teacher, mixed=mixed)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from medseg.errors import Interrupted, TrainingError
+from medseg.errors import Interrupted, TrainingError, memory_errors
 from medseg.training import journal
 from medseg.training.batches import drawn_cases, validation_batches
 from medseg.training.curves import draw_curves
@@ -52,6 +52,10 @@ _MARKS = 13
 _WARM_STEPS = 3  # the first steps of a process are slow and say nothing about the rest
 _VALIDATION_BATCHES = 16
 _TIME_SHARE = 0.985  # of the plan's hours; the rest is for the last validation, which no pace foretells
+_SHORT = (
+    "the last checkpoint, if there is one, is kept: free memory and run the same command; or make patch or batch "
+    "smaller, or plan again with less --vram, and train in another folder"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,11 +98,12 @@ def fit(
 
     Goes on from `run`/checkpoint.safetensors if there is one: the final weights are the same bytes as without the
     interruption (same machine, device and threads). A hook that returns "stop" ends training after the epoch.
-    Raises TrainingError if another process trains here, if the folder belongs to another plan or split, or if numbers
-    are not finite; Interrupted after SIGTERM or Ctrl-C, when everything up to the last step is saved.
+    Raises TrainingError if another process trains here, if the folder belongs to another plan or split, if memory runs
+    out, or if numbers are not finite; Interrupted after SIGTERM or Ctrl-C, when all up to the last step is saved.
     """
     with ExitStack() as stack:
         stack.enter_context(locked(run))
+        stack.enter_context(memory_errors(TrainingError, "out of memory", where=run, hint=_SHORT))
         stack.enter_context(own_randomness(device))
         asked = stack.enter_context(stop_requests())
         key = identity(plan, train_ids, val_ids, teacher)

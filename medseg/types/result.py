@@ -64,7 +64,8 @@ class CaseReport:
 
     `landmarks` are points (x, y, z) in mm, LPS (in pixels where a scan states no spacing, which a warning says); null
     is a landmark that is missing. Ultrasound has areas in place of volumes: `area_mm2` of a single frame,
-    `largest_area_mm2` of a cine.
+    `largest_area_mm2` of a cine. `source_sha256` is a hash that says whether it was made of the same files; empty in
+    reports of versions that did not note it.
     """
 
     case_id: str
@@ -78,6 +79,7 @@ class CaseReport:
     area_mm2: Mapping[str, float] | None = None
     largest_area_mm2: Mapping[str, float] | None = None
     landmarks: Mapping[str, Vec3 | None] | None = None
+    source_sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ def check_plan(plan: Plan) -> tuple[str, ...]:
         resolve(step.use, table, step.options, where=where)
         refs.append(code_ref(step.use))
     _check_names(plan)
+    _check_numbers(plan)
     _check_weights(plan)
     _check_directions(plan)
     refuse_fights(plan)
@@ -88,6 +89,17 @@ def _check_names(plan: Plan) -> None:
             where = f"postprocess[{index}].options.names"
             known = ", ".join(plan.labels.names())
             raise PlanError(f"no label is called {', '.join(unknown)}", where=where, hint=f"labels are {known}")
+
+
+def _check_numbers(plan: Plan) -> None:
+    """That there are steps to train, and that windows do not overlap altogether."""
+    for field in ("epochs", "steps_per_epoch"):
+        count = getattr(plan.training, field)
+        if count < 1:
+            raise PlanError(f"{count} leaves nothing to train", where=f"training.{field}", hint="give 1 or more")
+    overlap = plan.inference.overlap
+    if not 0 <= overlap < 1:
+        raise PlanError(f"{overlap:g} is not in [0, 1)", where="inference.overlap", hint="0.5 is usual")
 
 
 def _check_weights(plan: Plan) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from medseg.io.dataset_points import on_grid
 from medseg.io.landmarks import read_landmarks
 from medseg.types.dataset import Case, Dataset, Fault
 from medseg.types.geometry import Geometry
@@ -20,11 +21,13 @@ def point_faults(dataset: Dataset, case: Case, image: Image | None) -> tuple[lis
     """Faults of one case's landmark file, and the landmarks of the data set that it places.
 
     Names that the data set does not have, places outside of the scan, two landmarks in one place, none placed, and left
-    and right the wrong way round. Raises what `read_landmarks` does.
+    and right the wrong way round. Raises what `read_landmarks` and `on_grid` do.
     """
     if case.landmarks is None:
         return [], frozenset()
     points = read_landmarks(case.landmarks)
+    if image is not None:
+        points = on_grid(points, image.geometry, where=case.landmarks)
     file = case.landmarks.relative_to(dataset.root).as_posix()
     faults = [Fault(case.id, file, "warning", note, _SETTLED) for note in points.warnings]
     placed = frozenset(points.placed()) & frozenset(dataset.landmarks)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg.errors import DatasetError, ImageError, MedsegError
+from medseg.io.dataset_files import entries
 from medseg.io.dataset_json import read_header
 from medseg.io.files import write_text
 from medseg.io.images import check_same_grid, image_stem, is_image, read_image, read_labels
@@ -24,6 +25,7 @@ from medseg.types.progress import Progress, Report, silent
 from medseg.types.result import CaseScores
 
 _LOG = logging.getLogger("medseg")
+Read = Callable[[Path], LabelMap]
 
 
 def evaluate(
@@ -57,14 +59,16 @@ def evaluate(
     if extra:
         _LOG.warning("no reference for %d predictions: %s", len(extra), ", ".join(extra[:10]))
     known = labels or _stated_labels(references)
-    read: Callable[[Path], LabelMap] = _reader(known or _found_labels([*truth.values(), *guess.values()]), known)
+    names = known or _found_labels([*truth.values(), *guess.values()])
+    ours, theirs = _reader(names, known, predicted=True), _reader(names, known)
     fans = None if ultrasound is None else _maps(Path(ultrasound))
     if fans is not None and Path(ultrasound or "").is_file():
         fans = dict(zip(truth, fans.values(), strict=False))
     scores = []
     for number, (name, path) in enumerate(truth.items(), start=1):
-        within = read if fans is None else _within(fans.get(name, fans.get(f"{name}_0000")), read)
-        scores.append(_score(name, guess.get(name), path, within, tolerance_mm))
+        image = None if fans is None else fans.get(name, fans.get(f"{name}_0000"))
+        both = (ours, theirs) if fans is None else (_within(image, ours), _within(image, theirs))
+        scores.append(_score(name, guess.get(name), path, both, tolerance_mm))
         report(Progress("evaluate", number, len(truth)))
     return tuple(sorted(scores, key=lambda case: case.status != "ok"))
 
@@ -137,18 +141,18 @@ def format_table(scores: Sequence[CaseScores]) -> str:
 
 
 def _score(
-    name: str, prediction: Path | None, reference: Path, read: Callable[[Path], LabelMap], tolerance_mm: float
+    name: str, prediction: Path | None, reference: Path, read: tuple[Read, Read], tolerance_mm: float
 ) -> CaseScores:
     if prediction is None:
         error = f"no prediction for {reference}. predict this case"
         return CaseScores(name, {}, status="failed", error=error, nsd_tolerance_mm=tolerance_mm)
     try:
-        return score_case(name, read(prediction), read(reference), tolerance_mm=tolerance_mm)
+        return score_case(name, read[0](prediction), read[1](reference), tolerance_mm=tolerance_mm)
     except MedsegError as problem:
         return CaseScores(name, {}, status="failed", error=str(problem), nsd_tolerance_mm=tolerance_mm)
 
 
-def _within(image: Path | None, read: Callable[[Path], LabelMap]) -> Callable[[Path], LabelMap]:
+def _within(image: Path | None, read: Read) -> Read:
     """How to read a label map without what lies outside of the fan of its ultrasound image."""
 
     def cut(path: Path) -> LabelMap:
@@ -162,10 +166,10 @@ def _within(image: Path | None, read: Callable[[Path], LabelMap]) -> Callable[[P
 
 
 def _maps(path: Path) -> dict[str, Path]:
-    """Label maps of a folder (not below it), or one file, by name without suffix."""
+    """Label maps of a folder (not below it, not hidden), or one file, by name without suffix."""
     if not path.exists():
         raise DatasetError("does not exist", where=path, hint="give a folder of label maps")
-    files = sorted(p for p in path.iterdir() if p.is_file() and is_image(p)) if path.is_dir() else [path]
+    files = [p for p in entries(path) if p.is_file() and is_image(p)] if path.is_dir() else [path]
     named: dict[str, Path] = {}
     for file in files:
         name = image_stem(file)
@@ -185,10 +189,10 @@ def _stated_labels(references: Path) -> Labels | None:
     return None
 
 
-def _reader(labels: Labels, known: Labels | None) -> Callable[[Path], LabelMap]:
+def _reader(labels: Labels, known: Labels | None, *, predicted: bool = False) -> Read:
     """How to read a label map: only known values, or any whole number where no classes were stated."""
     if known is not None:
-        return lambda path: read_labels(path, labels)
+        return lambda path: read_labels(path, labels, predicted=predicted)
 
     def read(path: Path) -> LabelMap:
         image = read_image([path])

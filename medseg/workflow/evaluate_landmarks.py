@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import DatasetError, MedsegError
+from medseg.io.dataset_files import entries
 from medseg.io.dataset_points import POINT_ENDINGS, point_stem
 from medseg.io.files import write_text
 from medseg.io.images import is_image
 from medseg.io.landmarks import read_landmarks
-from medseg.metrics.landmarks import SDR_MM, score_landmarks, summarise_landmarks
+from medseg.metrics.landmarks import SDR_MM, check_units, score_landmarks, summarise_landmarks
 from medseg.types.progress import Progress, Report, silent
 from medseg.types.result import LandmarkScores
 
@@ -31,10 +32,10 @@ def evaluate_landmarks(
 ) -> tuple[LandmarkScores, ...]:
     """Radial errors of every reference, paired with the prediction of the same name; two folders, or two files.
 
-    In mm, or in pixels where one of the files says px. Files are .mrk.json, .fcsv or .csv; where a case has several,
+    In mm, or in pixels where all files of a case say px. Files are .mrk.json, .fcsv or .csv; where a case has several,
     the first of these is read. `second_reader`: files of another person, whose distance to the reference is given
-    beside. A reference whose prediction is missing or unreadable is a failed case, last in the result, and all its
-    landmarks are missing. Writes nothing.
+    beside. A reference whose prediction is missing, unreadable or in another unit is a failed case, last in the result,
+    and all its landmarks are missing. Writes nothing.
     Raises DatasetError if there is no reference or no name in common.
     """
     predictions, references = Path(predictions), Path(references)
@@ -64,7 +65,7 @@ def what_to_score(predictions: Path, references: Path) -> tuple[bool, bool]:
     """
     points = point_files(references)
     folder = references.is_dir()
-    masks = any(is_image(file) for file in references.iterdir()) if folder else not points
+    masks = any(is_image(file) for file in entries(references)) if folder else not points
     return masks or not points, bool(points) and (not masks or bool(set(points) & set(point_files(predictions))))
 
 
@@ -74,7 +75,7 @@ def point_files(path: Path) -> dict[str, Path]:
         raise DatasetError("does not exist", where=path, hint="give a folder of landmark files")
     if path.is_file():
         return {point_stem(path): path} if point_stem(path) else {}
-    files = [file for file in sorted(path.iterdir()) if file.is_file() and point_stem(file) and file.name[0] != "."]
+    files = [file for file in entries(path) if file.is_file() and point_stem(file)]
     rank = {file: next(i for i, end in enumerate(POINT_ENDINGS) if file.name.lower().endswith(end)) for file in files}
     named: dict[str, Path] = {}
     for file in sorted(files, key=lambda file: (rank[file], file.name)):
@@ -135,7 +136,9 @@ def _score(name: str, prediction: Path | None, reference: Path, second: Path | N
         other = None if second is None else read_landmarks(second)
         if prediction is None:
             raise DatasetError("no prediction", where=reference, hint="predict this case")
-        return score_landmarks(name, read_landmarks(prediction), truth, other)
+        found = read_landmarks(prediction)
+        check_units(name, found, truth, other)
+        return score_landmarks(name, found, truth, other)
     except MedsegError as error:
         return LandmarkScores(name, missing, status="failed", error=str(error))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medseg.errors import MedsegError
 from medseg.io.files import write_text
+from medseg.io.identifiers import writable
 from medseg.io.records import parse_record, read_record, to_plain, write_record
 from medseg.types.result import CaseReport, RunReport
 
@@ -58,6 +59,13 @@ def earlier(out: Path) -> RunReport | None:
             continue  # damaged by a full disk
         cases[case.case_id] = case
     return replace(report, cases=tuple(cases.values()))
+
+
+def writable_line(line: CaseReport) -> CaseReport:
+    """A line whose texts can be written, also where they name files whose names are no UTF-8."""
+    error = None if line.error is None else writable(line.error)
+    warnings = tuple(map(writable, line.warnings))
+    return replace(line, case_id=writable(line.case_id), error=error, warnings=warnings)
 
 
 def _line(record: RunReport | CaseReport) -> str:

@@ -92,6 +92,15 @@ def hard_voxels_beside_all(plan: Plan) -> Iterator[Fight]:
         )
 
 
+def overlap_alone(plan: Plan) -> Iterator[Fight]:
+    """Dice or its kin without a loss of every voxel beside it."""
+    overlap = [term.use for term in plan.training.losses if _measures(term, _OVERLAP, "dice_weight")]
+    voxels = _terms(plan, "ohem", "focal") or [t for t in plan.training.losses if _measures(t, _ENTROPY, "ce_weight")]
+    if overlap and not voxels and all(_builtin(term) for term in plan.training.losses):
+        what = f"{overlap[0]} alone has noisy gradients, and a curve that is hard to read"
+        yield Fight("training.losses", what, "put cross_entropy beside it, as dice_ce does")
+
+
 def class_weights_that_do_not_fit(plan: Plan) -> Iterator[Fight]:
     """A list with an entry per class of another length."""
     outputs = plan.labels.outputs()

@@ -29,6 +29,17 @@ def block_options_without_block(plan: Plan) -> Iterator[Fight]:
             yield Fight(f"network.options.{name}", what, hint)
 
 
+def cascade_that_nothing_teaches(plan: Plan) -> Iterator[Fight]:
+    """First networks of a cascade that get neither a gradient nor a loss."""
+    losses = [term.use for term in plan.training.losses if term.weight > 0]
+    own = any(":" in use for use in losses)  # a loss of the user's own may look at anything
+    if plan.network.use == "cascade" and _of_network(plan, "stop_gradient") and "side" not in losses and not own:
+        what = (
+            "the first networks of the cascade would never learn: their gradient is stopped, and no loss looks at them"
+        )
+        yield Fight("network.options.stop_gradient", what, 'add the loss "side", or let the gradient through')
+
+
 def style_that_encoders_ignore(plan: Plan) -> Iterator[Fight]:
     """Norm, activation or dropout for blocks that have their own."""
     options, encoder = plan.network.options, str(_of_network(plan, "encoder"))
@@ -59,7 +70,7 @@ def boundary_of_one_scale(plan: Plan) -> Iterator[Fight]:
 
 
 def topology_that_monai_ignores(plan: Plan) -> Iterator[Fight]:
-    """Kernels or channels that MONAI's networks do not take."""
+    """Channels that MONAI's networks do not take."""
     topology, use = plan.network.topology, plan.network.use
     if use not in _DOUBLING:
         return

@@ -19,7 +19,7 @@ _BRACKET = re.compile(r" ?\([^()]*(?:19|20)\d\d[^()]*\)")
 _SENTENCE = re.compile(r"(?<!\be)(?<!\bg)\.(?: |$)")
 _ONLY: Mapping[str, tuple[int, ...]] = {"bisenet": (2,), "direction_fused": (3,), "projective": (3,)}
 _SAID = {  # of parts that are torch's or have no text of their own
-    ("norm", "group"): "Statistics per sample and group of up to 8 channels (Wu 2018).",
+    ("norm", "group"): "Statistics per sample and group of 8 channels or more, at most 32 groups (Wu 2018).",
     ("norm", "global_layer"): "Statistics per sample over all channels and voxels (Ba 2016).",
     ("norm", "switchable_no_bn"): "A learnt mixture of instance and layer statistics, for small batches (Luo 2019).",
     ("norm", "none"): "No norm.",

@@ -32,6 +32,7 @@ from medseg.workflow.model import (
     predict_image,
     tuned,
 )
+from medseg.workflow.no_effect import without_effect
 from medseg.workflow.predict_case import Job, Predictor, failed, kept, older_results, predictor_in_worker, roots_of
 
 __all__ = ["Model", "PredictOptions", "load_model", "predict_folder", "predict_image"]
@@ -70,7 +71,8 @@ def predict_folder(
         if not cases and not refused:
             raise DatasetError("no scans given", hint="give files, archives, folders of files or DICOM folders")
         notes = notes_before(cases, refused, loaded.plan.channels)
-        jobs = _jobs(cases, notes, scans, out, loaded.plan, options)
+        unpacked = [path for path in scans if path not in given]
+        jobs = _jobs(cases, notes, scans, unpacked, out, loaded.plan, options)
         settings = _settings(loaded, options)
         blank = RunReport("medseg.report/1", medseg.__version__, bundle_sha256(loaded), str(device), (), settings)
         made_by = Provenance(loaded.plan.name, blank.bundle_sha256, blank.settings)
@@ -85,7 +87,7 @@ def predict_folder(
                 predictor = Predictor(loaded, members, device, options, made_by, report)
                 yield from ((index, predictor.run(job)) for index, job in enumerate(todo))
 
-        lines = refused_lines(refused, scans, given, options.keep_identifiers)
+        lines = [journal.writable_line(line) for line in refused_lines(refused, scans, given, options.keep_identifiers)]
         batch = _Batch(out, blank, lines, jobs, loaded)
         return _run(batch, predict, options.resume, report)
 
@@ -115,8 +117,8 @@ def _run(
     todo = [index for index in range(len(jobs)) if index not in done]
     try:
         with closing(predict([jobs[index] for index in todo])) as results:
-            for index, line in results:
-                done[todo[index]] = line
+            for index, made in results:
+                done[todo[index]] = line = journal.writable_line(made)
                 journal.append(out, line)
                 report(Progress("cases", len(done), len(jobs)))
     finally:
@@ -182,6 +184,7 @@ def _jobs(
     cases: Sequence[Case],
     notes: Sequence[tuple[str, ...]],
     inputs: Sequence[Path],
+    unpacked: Sequence[Path],
     out: Path,
     plan: Plan,
     options: PredictOptions,
@@ -191,6 +194,7 @@ def _jobs(
     for folder in inputs:
         if folder.is_dir() and target.is_relative_to(folder.resolve()):
             raise DatasetError("output lies within the inputs", where=out, hint="choose a folder outside of them")
+    passing = [target, *(folder.resolve() for folder in unpacked)]  # what is fetched lies in the output folder
     root_of = roots_of(inputs)
     jobs = []
     for case, known in zip(cases, notes, strict=True):
@@ -199,22 +203,13 @@ def _jobs(
         scores = options.save_probabilities and bool(plan.labels.items)
         probabilities = f"probabilities/{case.id}.nii.gz" if scores else None
         root = root_of(case.images[0])
-        job = Job(case, out, formats, probabilities, root, known, options.keep_identifiers, cine, plan.landmarks)
-        jobs.append(replace(job, notes=(*known, *_unwritten(job, options), *older_results(job))))
+        lasting = not any(case.images[0].resolve().is_relative_to(folder) for folder in passing)
+        job = Job(
+            case, out, formats, probabilities, root, known, options.keep_identifiers, cine, plan.landmarks, lasting
+        )
+        jobs.append(replace(job, notes=(*known, *without_effect(job, options), *older_results(job))))
     _refuse_clashes(jobs, out)
     return jobs
-
-
-def _unwritten(job: Job, options: PredictOptions) -> tuple[str, ...]:
-    """What was asked for and is not written."""
-    notes = []
-    if job.cine is None and "gif" in options.format and job.formats:
-        notes.append(f"a GIF is made of cines only; written as {' '.join(job.formats)}")
-    if job.cine is None and not job.formats and (options.format or options.save_probabilities):
-        notes.append("this model finds landmarks only: it has no label maps and no probabilities to write")
-    if job.cine is not None and job.landmarks:
-        notes.append("landmarks of cines are not written")
-    return tuple(notes)
 
 
 def _formats(case: Case, cine: Path | None, options: PredictOptions) -> tuple[str, ...]:

@@ -8,13 +8,14 @@ from typing import get_args
 
 import torch
 
-from medseg.errors import MedsegError
+from medseg.errors import MedsegError, lacks_memory
 from medseg.inference.sliding_window import Forward
 from medseg.io.bundles import load_bundle
 from medseg.io.identifiers import masked_text, shown_uid
 from medseg.io.images import read_image, write_scores
 from medseg.io.landmarks import read_landmarks
 from medseg.io.outputs import Format, check_formats, check_whole, landmark_names, output_name
+from medseg.io.scan_sources import source_sha256
 from medseg.types.dataset import Case
 from medseg.types.geometry import Vec3
 from medseg.types.labels import Labels
@@ -31,7 +32,8 @@ class Job:
     """A case and the files it leaves in `out`.
 
     `root`: the input it was found in, which texts do not repeat; `notes`: warnings that are known before it is read;
-    `cine`: its file, if that is an ultrasound cine; `landmarks`: the points that the model finds.
+    `cine`: its file, if that is an ultrasound cine; `landmarks`: the points that the model finds; `lasting`: its files
+    are the user's own, neither unpacked nor fetched for this run.
     """
 
     case: Case
@@ -43,6 +45,7 @@ class Job:
     keep_identifiers: bool = False
     cine: Path | None = None
     landmarks: tuple[str, ...] = ()
+    lasting: bool = True
 
     def names(self) -> tuple[str, ...]:
         """Its files, relative to `out`."""
@@ -55,6 +58,13 @@ class Job:
     def series_uids(self) -> tuple[str, ...]:
         """For its line: what is no UID is hashed."""
         return tuple(map(shown_uid, self.case.series_uids))
+
+    def source_sha256(self) -> str:
+        """A hash that says whether its line is of the same files; empty where they cannot be read."""
+        try:
+            return source_sha256(self.case, lasting=self.lasting)
+        except OSError:
+            return ""
 
     def said(self, text: str) -> str:
         """A text for its line, without names of folders and DICOM files that could name the patient."""
@@ -101,6 +111,7 @@ class Predictor:
         """Predict and write one case."""
         start = time.monotonic()
         try:
+            source = job.source_sha256()
             prediction = self._written(job)
         except Exception as error:
             return failed(job, reason(error, job.case), time.monotonic() - start)
@@ -117,6 +128,7 @@ class Predictor:
             area_mm2=one or None,
             largest_area_mm2=largest or None,
             landmarks=_places(prediction),
+            source_sha256=source,
         )
 
     def _written(self, job: Job) -> Prediction:
@@ -176,10 +188,10 @@ def failed(job: Job, error: str, seconds: float = 0.0) -> CaseReport:
 
 
 def kept(line: CaseReport | None, job: Job, labels: Labels) -> CaseReport | None:
-    """The line of an earlier run as skipped, if every file it promises is there and can be read to its end."""
+    """The line of an earlier run as skipped, if it is of the same scan and all its files are there and whole."""
     if line is None or set(job.names()) - set(line.outputs):
         return None
-    if not all((job.out / name).is_file() for name in job.names()):
+    if not all((job.out / name).is_file() for name in job.names()) or not _same_source(line, job):
         return None
     try:
         for form in job.formats:
@@ -193,6 +205,11 @@ def kept(line: CaseReport | None, job: Job, labels: Labels) -> CaseReport | None
     except (MedsegError, OSError):
         return None
     return replace(line, status="skipped", seconds=0.0)
+
+
+def _same_source(line: CaseReport, job: Job) -> bool:
+    """Whether a line is of the files of a job as they are now; one that does not say vouches for nothing."""
+    return bool(line.source_sha256) and line.source_sha256 == job.source_sha256()
 
 
 def _places(prediction: Prediction) -> dict[str, Vec3 | None] | None:
@@ -210,8 +227,7 @@ def reason(error: Exception, case: Case) -> str:
     if isinstance(error, MedsegError):
         return str(error if error.where else type(error)(error.what, where=where, hint=error.hint))
     text = " ".join(str(error).split())
-    short = "not enough memory" in text or "can't allocate memory" in text
-    if short or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if lacks_memory(error):
         return f"{where}: out of memory. close other programs, predict on another device, or crop the scan"
     if isinstance(error, OSError):
         return f"{where}: {text}. check the disk and its permissions"

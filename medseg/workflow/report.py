@@ -145,7 +145,8 @@ def _load(data: Dataset, case: Case, paths: Sequence[Path], plan: Plan) -> _Load
     labels, landmarks = None, None
     if maps and plan.labels.items:
         reference = scored(reference, image, plan.preprocess)
-        prediction = replace(clean(read_labels(maps[0], plan.labels), plan.postprocess), geometry=reference.geometry)
+        prediction = clean(read_labels(maps[0], plan.labels, predicted=True), plan.postprocess)
+        prediction = replace(prediction, geometry=reference.geometry)
         labels = prediction, reference
     if points and case.landmarks is not None:
         landmarks = read_landmarks(points[0]), Landmarks(data.landmarks, read_points(case, data))

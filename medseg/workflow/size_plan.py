@@ -4,6 +4,7 @@ import logging
 
 import torch
 
+from medseg.errors import PlanError
 from medseg.planning.memory import estimate_step
 from medseg.types.plan import Plan
 
@@ -16,7 +17,7 @@ def warn_of_size(plan: Plan, device: torch.device) -> float | None:
 
     A loss, head or critic that was put into the plan by hand takes memory that patch and batch were not chosen for.
     None, and a line in the log, where that cannot be known without data, as with a loss of one's own that looks at
-    numbers.
+    numbers. Raises PlanError where network, critic or losses refuse the plan.
     """
     try:
         step = estimate_step(
@@ -29,6 +30,8 @@ def warn_of_size(plan: Plan, device: torch.device) -> float | None:
             gpu=device.type != "cpu",
             regions=plan.labels.are_regions(),
         )
+    except PlanError:
+        raise
     except Exception as error:  # code of the user's own may do anything
         _LOG.warning("the memory of a training step is not known beforehand (%s: %s)", type(error).__name__, error)
         return None

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping
 
 from medseg.errors import PlanError
 from medseg.types.plan import LossTerm, Plan
-from medseg.workflow.loss_switches import LOSS_FIGHTS, Fight, Rule, hard_voxels_beside_all, resolved
+from medseg.workflow.loss_switches import LOSS_FIGHTS, Fight, Rule, hard_voxels_beside_all, overlap_alone, resolved
 from medseg.workflow.network_switches import (
     block_options_without_block,
     boundary_of_one_scale,
+    cascade_that_nothing_teaches,
     deep_supervision_of_one_scale,
     style_that_encoders_ignore,
     topology_that_monai_ignores,
@@ -118,21 +119,21 @@ def focus_without_effect(plan: Plan) -> Iterator[Fight]:
 
 
 def mixing_with_what_needs_hard_labels(plan: Plan) -> Iterator[Fight]:
-    """Mixed samples have soft labels, which few losses take."""
+    """Mixed samples have soft labels, which few losses take, and need one another."""
     from medseg.augment.mixup import MIXING
     from medseg.losses.build import SOFT_LOSSES
 
     names = [step.use for step in plan.training.augment if step.use in MIXING]
-    if not names:
-        return
-    if plan.sampling.batch < 2:
+    if names and plan.sampling.batch < 2:
         yield Fight("sampling.batch", f"{names[0]} mixes the samples of a batch, and there is one", "use 2 or more")
+    if "mixup" not in names:
+        return
     hard = [term.use for term in plan.training.losses if term.use not in SOFT_LOSSES]
     hard += ["the critic"] if plan.training.adversary is not None else []
     hard += [f"the sampler {plan.sampling.focus.use}"] if plan.sampling.focus.use != "uniform_classes" else []
     if hard:
-        what = f"{names[0]} makes soft labels, and {', '.join(hard)} cannot learn from them"
-        yield Fight("training.augment", what, f"leave {names[0]} out, or use {', '.join(sorted(SOFT_LOSSES))} alone")
+        what = f"mixup makes soft labels, and {', '.join(hard)} cannot learn from them"
+        yield Fight("training.augment", what, f"leave mixup out, or use {', '.join(sorted(SOFT_LOSSES))} alone")
 
 
 FIGHTS: tuple[Rule, ...] = (
@@ -143,6 +144,7 @@ FIGHTS: tuple[Rule, ...] = (
     batch_norm_of_one_sample,
     focus_without_effect,
     block_options_without_block,
+    cascade_that_nothing_teaches,
     heads_twice,
     mixing_with_what_needs_hard_labels,
     mirrored_sides,
@@ -156,6 +158,7 @@ DOUBTS: tuple[Rule, ...] = (
     topology_that_monai_ignores,
     windows_of_landmark_plans,
     hard_voxels_beside_all,
+    overlap_alone,
     sides_that_nobody_knows,
 )
 

@@ -13,13 +13,14 @@ import torch
 from jaxtyping import Float64
 
 from medseg.errors import DatasetError, MedsegError, PlanError, TrainingError
-from medseg.io.bundles import bundle_sha256, remove_leftovers, save_bundle
+from medseg.io.bundles import bundle_sha256, remove_leftovers, remove_parts, save_bundle
 from medseg.io.cache import cache_key, is_complete, write_case
 from medseg.io.dataset_points import read_points
 from medseg.io.datasets import read_dataset
 from medseg.io.pairs import in_order, read_pair
 from medseg.io.records import read_record, record_sha256, to_plain, write_record
-from medseg.planning.splits import FOLDS, extend_splits, make_splits
+from medseg.io.regions import region_faults
+from medseg.planning.splits import FOLDS, extend_splits, make_splits, take_turns
 from medseg.preprocess.chain import prepare_image, prepare_labels
 from medseg.preprocess.fan import has_fan
 from medseg.training.curves import tensorboard
@@ -85,9 +86,10 @@ def train(
     `folds`: "cv" for all of the cross-validation, "all" for one network on all cases, or numbers. Finished folds are
     not trained again; the bundle holds every fold that is finished, also of earlier calls. Cleaning is chosen from
     out-of-fold predictions only. An interrupted call goes on where it stopped when called again. Calls for different
-    folds may run side by side; for the same fold the second is refused. `track` also writes
-    every fold's metrics for TensorBoard, into `out`/fold_<k>/tensorboard. `teacher` is the bundle that the loss
-    "distillation" learns from; its memory is not part of the plan's budget.
+    folds may run side by side; for the same fold the second is refused. A case that cannot be validated is logged and
+    listed in the scores as `failed`. `track` also writes every fold's metrics for TensorBoard, into
+    `out`/fold_<k>/tensorboard. `teacher` is the bundle that the loss "distillation" learns from; its memory is not part
+    of the plan's budget.
     Raises PlanError, DatasetError, TrainingError, or Interrupted after SIGTERM or Ctrl-C.
     """
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
@@ -95,6 +97,7 @@ def train(
     say_doubts(plan)
     out = Path(out)
     data = read_dataset(Path(dataset))
+    _say_doubts(data)
     _check_match(plan, data)
     where = resolve_device(device)
     here = replace(plan, training=replace(plan.training, precision=resolve_precision(plan.training.precision, where)))
@@ -104,6 +107,7 @@ def train(
         _keep_plan(plan, out)
         splits = _splits(data, out, folds)
         wanted = _wanted(folds, splits, out)
+        _sweep_caches(out)
         cache = prepare(plan, data, out, workers=workers, report=report)
     loaders = workers if workers is not None else _loaders(where)
     dealt = record_sha256(splits) if splits else None
@@ -111,6 +115,7 @@ def train(
     for fold in _with_finished(wanted, splits, out):
         split, run = _split(data, splits, fold), out / f"fold_{fold}"
         if not is_finished(run):
+            _sweep_fold(run)
             seen = (*hooks, tensorboard(run / "tensorboard")) if track else hooks
             fit(
                 here,
@@ -138,6 +143,28 @@ def train(
             facts["teacher"] = _teacher_facts(guide, [taught[fold] for fold in members])
         remove_leftovers(out)
         return save_bundle(out / "bundle", cleaned, members, {**scores, **facts}, refs)
+
+
+def _say_doubts(dataset: Dataset) -> None:
+    """Log what no label map of this data set could show."""
+    for fault in region_faults(dataset.labels):
+        _LOG.warning("%s. %s", fault.what, fault.fix)
+
+
+def _sweep_caches(out: Path) -> None:
+    """Remove what killed processes left of cases; the caller holds the lock of `out`, as all do who prepare there."""
+    for cache in (out / "cache").glob("*"):
+        remove_parts(cache)
+
+
+def _sweep_fold(run: Path) -> None:
+    """Remove what killed processes left in the folder of a fold; where one is training, refused as `fit` is.
+
+    Scores are written there too, without this lock, but of finished folds only.
+    """
+    with locked(run):
+        if not is_finished(run):
+            remove_parts(run)
 
 
 def _split(dataset: Dataset, splits: tuple[Split, ...], fold: Fold) -> Split:
@@ -210,12 +237,17 @@ def _keep_plan(plan: Plan, out: Path) -> None:
 
 
 def _essence(plan: Plan) -> str:
+    """Hash of what makes a plan another one; how a trained network is called, predicts and is cleaned may change."""
     plain = to_plain(plan)
-    return record_sha256({key: plain[key] for key in plain if key not in ("name", "reasons", "postprocess", "origin")})
+    free = ("name", "reasons", "inference", "postprocess", "origin")
+    return record_sha256({key: plain[key] for key in plain if key not in free})
 
 
 def _splits(dataset: Dataset, out: Path, folds: Folds) -> tuple[Split, ...]:
-    """The folds of the run folder, made when first needed and then kept; cases added later join them."""
+    """The folds of the run folder, made when first needed and then kept.
+
+    Cases added later join folds that were dealt; folds of the data set's own stay as they are.
+    """
     path = out / "splits.json"
     labelled = replace(dataset, cases=tuple(_labelled(dataset)))
     if not path.exists():
@@ -235,7 +267,11 @@ def _splits(dataset: Dataset, out: Path, folds: Folds) -> tuple[Split, ...]:
             where=path,
             hint="restore them, or train into another output folder",
         )
-    if known - dealt:
+    unused = sorted(known - dealt)
+    if unused and (dataset.splits or not take_turns(splits)):
+        some = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
+        _LOG.warning("%s: %d cases are in no fold and stay out of the cross-validation: %s", path, len(unused), some)
+    elif unused:
         splits = extend_splits(splits, labelled)
         write_record(splits, path)
     return splits

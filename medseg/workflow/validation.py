@@ -1,21 +1,24 @@
 """Whole-volume validation of trained folds, and what is learnt from it: cleaning and scores."""
 
+import logging
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from medseg.errors import MedsegError, TrainingError
+from medseg.io.bundles import remove_parts
 from medseg.io.dataset_points import read_points
 from medseg.io.files import file_sha256, write_text
 from medseg.io.images import read_labels, write_labels
 from medseg.io.landmarks import read_landmarks, write_landmarks
 from medseg.io.outputs import landmark_names
 from medseg.io.pairs import in_order, read_pair, read_scan
-from medseg.io.records import write_record
+from medseg.io.records import record_sha256, write_record
 from medseg.metrics.cases import json_number, score_case, summarise
 from medseg.metrics.landmarks import score_landmarks, summarise_landmarks
 from medseg.planning.cleaning import choose_cleaning
@@ -29,6 +32,8 @@ from medseg.types.progress import Progress, Report, silent
 from medseg.types.result import CaseScores, Member, ModelBundle
 from medseg.workflow.model import PredictOptions, members_of, predict_image
 
+_LOG = logging.getLogger("medseg")
+_SCORES = "validation_scores.json"
 Fold = int | str
 
 
@@ -36,13 +41,15 @@ Fold = int | str
 class Validated:
     """A case with the fold that never saw it, and the files predicted for it.
 
-    `prediction` is the label map without cleaning, which tasks without classes do not have; `landmarks` the points.
+    `prediction` is the label map without cleaning, which tasks without classes do not have; `landmarks` the points;
+    `error` says why there is nothing to score.
     """
 
     case: Case
     fold: Fold
     prediction: Path
     landmarks: Path | None = None
+    error: str | None = None
 
     def is_there(self, plan: Plan) -> bool:
         """Whether all files that the plan predicts are there."""
@@ -64,7 +71,8 @@ def validate_fold(
 ) -> tuple[Validated, ...]:
     """Predict the scans `case_ids` with the weights in `folder` (fold_k) into `folder`/validation, without cleaning.
 
-    The same steps as prediction. Cases that these weights have predicted before are kept.
+    The same steps as prediction. Cases that these weights have predicted before, with the same inference settings, are
+    kept; one that cannot be predicted is logged and has an `error`. Nobody else may be validating there.
     """
     cases = {case.id: case for case in dataset.cases}
     fold = _fold_name(folder)
@@ -75,7 +83,8 @@ def validate_fold(
     ]
     weights = folder / "weights.safetensors"
     sha256 = file_sha256(weights)
-    _forget_others(out, sha256)
+    _forget_others(out, f"{sha256} {record_sha256(plan.inference)}")
+    remove_parts(out)
     missing = [one for one in found if not one.is_there(plan)]
     if not missing:
         return tuple(found)
@@ -83,15 +92,19 @@ def validate_fold(
     bundle = ModelBundle(folder, plan, (member,), {})
     options = PredictOptions(clean=False)
     members = members_of(bundle, device, options)
+    failed: dict[str, Validated] = {}
     for done, one in enumerate(missing, start=len(found) - len(missing) + 1):
-        image = read_scan(one.case, dataset)
-        made = predict_image(image, bundle, members, device=device, options=options, case_id=one.case.id)
-        if plan.labels.items:
-            write_labels(made.labels, one.prediction)
-        if one.landmarks is not None and made.landmarks is not None:
-            write_landmarks(made.landmarks, one.landmarks)
+        try:
+            image = read_scan(one.case, dataset)
+            made = predict_image(image, bundle, members, device=device, options=options, case_id=one.case.id)
+            if plan.labels.items:
+                write_labels(made.labels, one.prediction)
+            if one.landmarks is not None and made.landmarks is not None:
+                write_landmarks(made.landmarks, one.landmarks)
+        except MedsegError as problem:
+            failed[one.case.id] = _failed(one, problem)
         report(Progress(f"validate {folder.name}", done, len(found)))
-    return tuple(found)
+    return tuple(failed.get(one.case.id, one) for one in found)
 
 
 def clean_and_score(
@@ -100,29 +113,45 @@ def clean_and_score(
     """The plan with the cleaning that out-of-fold predictions justify, and the scores before and after it.
 
     Cleaning steps that the plan has already stay, and come first. Of ultrasound frames, what a reference has outside of
-    the fan does not count, as nothing is predicted there. `landmarks` of the scores are distances. Without validated
-    cases the plan stays as it is.
+    the fan does not count, as nothing is predicted there. `landmarks` of the scores are distances, `failed` the cases
+    that could not be predicted or read again. Without validated cases the plan stays as it is. Raises TrainingError if
+    all of them failed.
     """
     if not validated:
         return plan, {"schema": "medseg.scores/1", "cases": 0, "folds": []}
+    failed = [one for one in validated if one.error is not None]
+    outlined = [one for one in validated if one.error is None and one.case.label is not None and plan.labels.items]
+    by_fold: dict[Path, dict[str, object]] = {one.prediction.parent.parent: {} for one in validated}
+    more: dict[str, object] = {}
+    if outlined:
+        plan, more = _label_scores(plan, dataset, outlined, failed, by_fold, report=report, workers=workers)
+    if not (good := _without(validated, failed)):
+        what = f"none of {len(failed)} validation cases can be scored ({failed[0].error})"
+        hint = "correct what stops them and run the same command; trained weights are kept"
+        raise TrainingError(what, where=failed[0].prediction.parent, hint=hint)
     scores: dict[str, object] = {
         "schema": "medseg.scores/1",
-        "cases": len(validated),
-        "folds": sorted({one.fold for one in validated}, key=str),
+        "cases": len(good),
+        "folds": sorted({one.fold for one in good}, key=str),
         "seed": plan.training.seed,
+        **more,
     }
-    outlined = [one for one in validated if one.case.label is not None] if plan.labels.items else []
-    by_fold: dict[Path, dict[str, object]] = {one.prediction.parent.parent: {} for one in validated}
-    if outlined:
-        plan, more = _label_scores(plan, dataset, outlined, by_fold, report=report, workers=workers)
-        scores |= more
-    if plan.landmarks:
-        scores["landmarks"] = landmark_scores(dataset, validated)
-        for folder, kept in by_fold.items():
-            kept["landmarks"] = landmark_scores(dataset, _of(validated, folder))
     for folder, kept in by_fold.items():
-        write_record({"schema": "medseg.scores/1", **kept}, folder / "validation_scores.json")
+        _add_rest(kept, plan, dataset, _of(good, folder), _of(failed, folder))
+        remove_parts(folder, _SCORES)
+        write_record({"schema": "medseg.scores/1", **kept}, folder / _SCORES)
+    _add_rest(scores, plan, dataset, good, failed)
     return plan, scores
+
+
+def _add_rest(
+    scores: dict[str, object], plan: Plan, dataset: Dataset, good: Sequence[Validated], failed: Sequence[Validated]
+) -> None:
+    """Add distances of landmarks, where the plan has any, and the cases that failed, where there are any."""
+    if plan.landmarks:
+        scores["landmarks"] = landmark_scores(dataset, good)
+    if failed:
+        scores["failed"] = [{"case": one.case.id, "fold": one.fold, "error": one.error} for one in failed]
 
 
 def landmark_scores(dataset: Dataset, validated: Sequence[Validated]) -> dict[str, object]:
@@ -142,15 +171,17 @@ def _label_scores(
     plan: Plan,
     dataset: Dataset,
     validated: Sequence[Validated],
+    failed: list[Validated],
     by_fold: Mapping[Path, dict[str, object]],
     *,
     report: Report,
     workers: int | None,
 ) -> tuple[Plan, dict[str, object]]:
-    """The plan with its cleaning, and the scores before and after it; those of each fold go into `by_fold`."""
+    """The plan with its cleaning, scores before and after it, those of folds in `by_fold`; bad cases join `failed`."""
     pair, own = partial(_pair, dataset, plan), plan.postprocess
-    loaders = [partial(_cleaned, pair, own, one) for one in validated]
-    decision = choose_cleaning(loaders, report=report, total=len(validated))
+    pairs = _loaded(partial(_cleaned, pair, own), validated, failed)
+    decision = choose_cleaning(pairs, report=report, total=len(validated))
+    validated = _without(validated, failed)
     steps = (*own, *decision.value)
     before = _scores(pair, validated, (), report, workers)
     after = _scores(pair, validated, steps, report, workers) if steps else before
@@ -176,6 +207,30 @@ def _label_scores(
     return replace(plan, postprocess=steps, reasons=reasons), scores
 
 
+def _failed(one: Validated, problem: MedsegError) -> Validated:
+    """The case with its error, which is logged."""
+    text = str(problem)
+    error = text if text.startswith(one.case.id) else f"{one.case.id}: {text}"
+    _LOG.warning("fold %s is validated without a case: %s", one.fold, error)
+    return replace(one, error=error)
+
+
+def _loaded(pair: Pair, validated: Sequence[Validated], failed: list[Validated]) -> Iterator[tuple[LabelMap, LabelMap]]:
+    """The pair of every case that can be read; the others are added to `failed`."""
+    for one in validated:
+        try:
+            both = pair(one)
+        except MedsegError as problem:
+            failed.append(_failed(one, problem))
+        else:
+            yield both
+
+
+def _without(validated: Sequence[Validated], failed: Sequence[Validated]) -> list[Validated]:
+    lost = {one.prediction for one in failed}
+    return [one for one in validated if one.prediction not in lost]
+
+
 def _of(validated: Sequence[Validated], folder: Path) -> list[Validated]:
     return [one for one in validated if one.prediction.parent.parent == folder]
 
@@ -183,7 +238,7 @@ def _of(validated: Sequence[Validated], folder: Path) -> list[Validated]:
 def _pair(dataset: Dataset, plan: Plan, one: Validated) -> tuple[LabelMap, LabelMap]:
     image, reference = read_pair(one.case, dataset)
     reference = scored(reference, image, plan.preprocess)
-    prediction = read_labels(one.prediction, dataset.labels)
+    prediction = read_labels(one.prediction, dataset.labels, predicted=True)
     return replace(prediction, geometry=reference.geometry), reference
 
 
@@ -229,14 +284,14 @@ def _mean(values: Iterable[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def _forget_others(out: Path, sha256: str) -> None:
-    """Remove predictions of other weights."""
+def _forget_others(out: Path, made_by: str) -> None:
+    """Remove predictions of other weights or inference settings than `made_by` stands for."""
     note = out / "weights.sha256"
-    if note.exists() and note.read_text(encoding="utf-8").strip() == sha256:
+    if note.exists() and note.read_text(encoding="utf-8").strip() == made_by:
         return
     if out.exists():
         shutil.rmtree(out)
-    write_text(note, sha256 + "\n")
+    write_text(note, made_by + "\n")
 
 
 def _fold_name(folder: Path) -> Fold:

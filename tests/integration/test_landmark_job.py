@@ -1,9 +1,12 @@
-"""Landmarks through the command line, on pictures whose spacing only dataset.json states: check to report."""
+"""Landmarks through the command line, check to report: pictures whose spacing dataset.json states, and volumes."""
 
 import json
 
 import numpy as np
+import pytest
 from PIL import Image as Pillow
+from test_landmarks import NAMES as HEAD_NAMES
+from test_landmarks import write_heads
 
 from medseg.cli.app import main
 from medseg.io.landmarks import read_landmarks, write_landmarks
@@ -31,6 +34,16 @@ def write_faces(folder, cases):
     (folder / "dataset.json").write_text(json.dumps(content))
 
 
+def shorten(path, *, steps, **training):
+    """Edit a plan file as a user would, so that it trains in seconds."""
+    content = json.loads(path.read_text())
+    topology = content["network"]["topology"]
+    topology["channels"] = [8] * len(topology["channels"])
+    content["training"] |= {"epochs": 3, "steps_per_epoch": steps, "precision": "fp32", **training}
+    content["training"]["optimizer"] = {"use": "adamw", "options": {"lr": 0.01}}
+    path.write_text(json.dumps(content))
+
+
 def test_pictures_of_faces_from_check_to_report(tmp_path, capsys):
     data, run, out = tmp_path / "data", tmp_path / "run", tmp_path / "out"
     write_faces(data, 10)
@@ -40,11 +53,7 @@ def test_pictures_of_faces_from_check_to_report(tmp_path, capsys):
     plan = read_record(path, Plan)
     assert plan.landmarks == NAMES and plan.labels.items == () and [head.use for head in plan.network.heads] == ["dsnt"]
     assert plan.sampling.patch[1] >= 48 and plan.sampling.patch[2] >= 40
-    content = json.loads(path.read_text())
-    content["network"]["topology"]["channels"] = [8] * len(plan.network.topology.channels)
-    content["training"] |= {"epochs": 3, "steps_per_epoch": 20, "precision": "fp32"}
-    content["training"]["optimizer"] = {"use": "adamw", "options": {"lr": 0.01}}
-    path.write_text(json.dumps(content))
+    shorten(path, steps=20)
     assert main(["train", str(path), str(data), "-o", str(run), "--fold", "0", "--device", "cpu"]) == 0
     scans = [str(data / "imagesTs"), "-o", str(out), "--device", "cpu"]
     assert main(["predict", str(run / "bundle"), *scans]) == 1, "the pictures state no spacing"
@@ -58,3 +67,31 @@ def test_pictures_of_faces_from_check_to_report(tmp_path, capsys):
     assert found.names == NAMES and found.confidence is not None
     assert main(["report", str(run), str(data)]) == 0
     assert "mean radial error" in (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_heads_in_three_dimensions_from_check_to_scores(tmp_path):
+    data, unseen, run, out = (tmp_path / name for name in ("data", "unseen", "run", "out"))
+    write_heads(data, 10, flat=False)
+    write_heads(unseen, 2, flat=False, first=100)
+    assert main(["check", str(data)]) == 0
+    assert main(["plan", str(data), "--vram", "2", "-o", str(run)]) == 0
+    assert [path.name for path in run.glob("plan-*.json")] == ["plan-3d_fullres.json"], "whole scans: one plan"
+    path = run / "plan-3d_fullres.json"
+    plan = read_record(path, Plan)
+    assert plan.landmarks == HEAD_NAMES and plan.labels.items == ()
+    assert [(head.use, dict(head.options)) for head in plan.network.heads] == [("dsnt", {"points": 3})]
+    assert [term.use for term in plan.training.losses] == ["dsnt"]
+    assert plan.network.topology.ndim == 3 and plan.network.topology.divisor()[0] > 1
+    assert all(patch >= scan for patch, scan in zip(plan.sampling.patch, (10, 24, 24), strict=True))
+    assert "3 landmarks to find" in plan.reasons["network.heads"]
+    assert "covers every scan" in plan.reasons["sampling.patch"]
+    assert "landmarks: no axis but that between paired sides" in plan.reasons["inference.mirror_axes"]
+    shorten(path, steps=40, augment=[], ema=None)
+    assert main(["train", str(path), str(data), "-o", str(run), "--fold", "0", "--device", "cpu"]) == 0
+    scans = [str(unseen / "imagesTr"), "-o", str(out), "--device", "cpu"]
+    assert main(["predict", str(run / "bundle"), *scans]) == 0
+    assert main(["evaluate", str(out), str(unseen / "landmarksTr"), "-o", str(tmp_path / "scores")]) == 0
+    scores = json.loads((tmp_path / "scores/landmarks.json").read_text())["summary"]
+    assert (scores["all"]["n"], scores["all"]["missing"], scores["unit"]) == (5, 0, "mm"), "nobody placed one of them"
+    assert scores["all"]["mean_mm"] < 4, "the middle of the scan is about 7 mm away"

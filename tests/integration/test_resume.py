@@ -17,6 +17,7 @@ from tiny_run import fill_cache, tiny_plan, with_hours
 
 from medseg.errors import Interrupted, TrainingError
 from medseg.io.files import file_sha256
+from medseg.training import loop
 from medseg.training.loop import fit
 from medseg.types.plan import Adversary, LossTerm, Step
 
@@ -225,3 +226,39 @@ def test_averaged_weights_are_the_ones_kept(cache, tmp_path):
     assert file_sha256(plain) != file_sha256(averaged)
     again = train(replace(tiny_plan(ema=0.5)), cache, tmp_path / "again")
     assert file_sha256(again) == file_sha256(averaged)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ],
+    ids=["device", "torch", "python"],
+)
+def test_memory_that_runs_out_is_an_error_and_the_checkpoint_goes_on(cache, tmp_path, monkeypatch, error):
+    plan, whole, steps = tiny_plan(), loop.train_step, []
+
+    def short(*arguments, **options):
+        steps.append(1)
+        if len(steps) == 5:
+            raise error
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(loop, "train_step", short)
+    with pytest.raises(TrainingError, match="run: out of memory") as found:
+        train(plan, cache, tmp_path / "run")
+    assert "checkpoint" in found.value.hint and "--vram" in found.value.hint
+    seen = []
+    train(plan, cache, tmp_path / "run", report=lambda progress: seen.append(progress.done))
+    assert seen[0] == 4 and (tmp_path / "run" / "weights.safetensors").exists()
+
+
+def test_other_errors_of_a_step_stay_what_they_are(cache, tmp_path, monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(loop, "train_step", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        train(tiny_plan(), cache, tmp_path / "run")

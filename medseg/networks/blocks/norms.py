@@ -1,6 +1,5 @@
 """Norms by name for 2D and 3D, and the statistics that style transfer exchanges."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -150,7 +149,9 @@ def adapt_style(x: Tensor, mean: Tensor, std: Tensor, *, eps: float = 1e-6) -> T
 
 
 def _group_norm(channels: int) -> nn.Module:
-    return nn.GroupNorm(math.gcd(8, channels), channels)
+    """Groups of 8 channels or more, at most 32 of them, all of the same size (Wu 2018)."""
+    most = max(1, min(32, channels // 8))
+    return nn.GroupNorm(next(n for n in range(most, 0, -1) if channels % n == 0), channels)
 
 
 def _global_layer_norm(channels: int) -> nn.Module:

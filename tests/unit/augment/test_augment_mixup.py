@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import beta, kstest
 
-from medseg.augment.mixup import build_mixing, mixup
+from medseg.augment.mixup import build_mixing, mixup, sample_pairing
 from medseg.errors import PlanError
 from medseg.losses.build import SOFT_LOSSES, build_loss
 from medseg.losses.dice import cross_entropy, dice
@@ -43,6 +43,21 @@ def test_the_same_numbers_give_the_same_mixture():
     batch = _batch()
     one, same, other = (mixup(batch, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert torch.equal(one.image, same.image) and not torch.equal(one.image, other.image)
+
+
+def test_a_pair_is_the_mean_of_both_images_with_the_labels_of_one():
+    batch = _batch()
+    paired = sample_pairing(batch, np.random.default_rng(0), p=1.0)
+    assert paired.mixed is None and paired.target is batch.target
+    for i in range(3):
+        means = [(batch.image[i] + batch.image[j]) / 2 for j in range(3) if j != i]
+        assert any(torch.allclose(paired.image[i], mean) for mean in means)
+    drawn = [sample_pairing(batch, np.random.default_rng(seed), p=0.3) is not batch for seed in range(300)]
+    assert 60 < sum(drawn) < 120
+    single = _batch(samples=1)
+    assert sample_pairing(single, np.random.default_rng(0), p=1.0) is single
+    with pytest.raises(PlanError, match="from 0 to 1"):
+        sample_pairing(batch, np.random.default_rng(0), p=2.0)
 
 
 def test_shares_are_drawn_from_beta():

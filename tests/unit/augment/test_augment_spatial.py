@@ -303,6 +303,21 @@ def test_turning_about_the_probe_keeps_what_lies_there_and_moves_what_is_far(sha
     torch.testing.assert_close(out.points[1, -2:], torch.tensor([0.0, 15.0]), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("pivot", [(), (-0.1, 0.5), (0.0, 0.0)])
+def test_what_is_loaded_holds_what_a_turn_about_the_probe_samples(pivot):
+    size = (1, 40, 30)
+    steps = [Step("affine", {"p": 1.0, "degrees": 25.0, "pivot": list(pivot), "scale_low": 0.8, "scale_high": 1.2})]
+    augment, rng = build_augment(steps, patch=size), torch.Generator().manual_seed(0)
+    scan = Patch(torch.rand(1, 301, 301, generator=rng), torch.ones(1, 301, 301, dtype=torch.int16))
+    for seed in range(8):
+        loaded = margin(steps, size, torch.Generator().manual_seed(seed))
+        cut = centre_crop(scan, [n + (301 - n) % 2 for n in loaded[1:]])  # about the same middle
+        found = augment(cut, torch.Generator().manual_seed(seed))
+        whole = augment(scan, torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(found.image, whole.image, rtol=0, atol=1e-3)
+        assert found.labels.all()
+
+
 def test_a_pivot_of_another_dimension_is_refused():
     with pytest.raises(PlanError, match="pivot"):
         affine(

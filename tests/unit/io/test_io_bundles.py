@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from medseg.errors import BundleError
-from medseg.io.bundles import bundle_sha256, load_bundle, remove_leftovers, save_bundle
+from medseg.io.bundles import bundle_sha256, load_bundle, remove_leftovers, remove_parts, save_bundle
 from medseg.types.labels import Label, Labels
 from medseg.types.plan import (
     Budget,
@@ -84,6 +84,18 @@ def test_leftovers_of_a_killed_process_are_removed(root, tmp_path):
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.glob(".*")} == {".part-of-a-file"}
     assert load_bundle(root).plan == PLAN
+
+
+def test_parts_of_files_are_removed_all_or_by_name(tmp_path):
+    parts = [".part-abcdefgh-scores.json", ".part-a_b-c1d2-more scores.json", ".part-abcdefgh-weights.safetensors"]
+    for name in (*parts, "scores.json", "part-scores.json"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / ".part-folder-scores.json").mkdir()
+    remove_parts(tmp_path, "weights.safetensors")
+    assert sorted(path.name for path in tmp_path.glob(".part-*") if path.is_file()) == sorted(parts[:2])
+    remove_parts(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"scores.json", "part-scores.json", ".part-folder-scores.json"}
+    remove_parts(tmp_path / "absent")
 
 
 def test_saving_again_replaces_the_old_bundle_and_nothing_else(root, tmp_path):

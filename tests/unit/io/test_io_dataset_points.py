@@ -8,10 +8,11 @@ import pytest
 from PIL import Image as Pillow
 
 from medseg.errors import DatasetError, ImageError
-from medseg.io.dataset_points import point_stem, read_points
+from medseg.io.dataset_points import on_grid, point_stem, read_points
 from medseg.io.datasets import read_dataset, survey
 from medseg.io.images import write_labels
 from medseg.io.landmarks import write_landmarks
+from medseg.io.nifti import write_nifti
 from medseg.io.pairs import read_pair, read_scan
 from medseg.types.geometry import Geometry
 from medseg.types.image import LabelMap
@@ -33,9 +34,9 @@ def grey(path, shape=(12, 20)):
     Pillow.fromarray(np.arange(np.prod(shape)).reshape(shape).astype(np.uint8)).save(path)
 
 
-def points(path, names=NAMES, places=POINTS):
+def points(path, names=NAMES, places=POINTS, unit="mm"):
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_landmarks(Landmarks(tuple(names), np.array(places)), path)
+    write_landmarks(Landmarks(tuple(names), np.array(places), unit=unit), path)
 
 
 def cephalograms(folder, cases=("a", "b"), **content):
@@ -73,6 +74,58 @@ def test_flat_images_get_the_stated_spacing_and_an_empty_label_map(tmp_path):
     assert image.geometry.to_voxels(POINTS) == pytest.approx(np.array([[0, 2 / 0.3, 3], [0, 2, 6]]))
 
 
+@pytest.mark.parametrize("ending", [".csv", ".mrk.json"])
+def test_pixels_of_flat_images_become_mm_from_the_middle_of_the_first_pixel(tmp_path, ending):
+    folder = cephalograms(tmp_path)  # rows are 0.3 mm apart, columns 0.5
+    (folder / "landmarksTr/a.mrk.json").unlink()
+    points(folder / f"landmarksTr/a{ending}", places=[[0.0, 0.0, 0.0], [18.5, 11.0, 0.0]], unit="px")
+    dataset = read_dataset(folder)
+    places = read_points(dataset.cases[0], dataset)
+    assert places == pytest.approx(np.array([[0.0, 0.0, 0.0], [18.5 * 0.5, 11 * 0.3, 0.0]]))
+    grid = read_scan(dataset.cases[0], dataset).geometry
+    assert grid.to_voxels(places) == pytest.approx(np.array([[0, 0, 0], [0, 11, 18.5]]))
+    points(folder / f"landmarksTr/a{ending}", places=[[np.nan] * 3, [1.0, 1.0, 0.0]], unit="px")
+    assert read_points(dataset.cases[0], dataset) == pytest.approx(np.array([[np.nan] * 3, [0.5, 0.3, 0]]), nan_ok=True)
+
+
+def test_pixels_of_a_turned_slice_are_places_on_its_own_grid(tmp_path):
+    folder = describe(tmp_path, landmarks={})
+    turned = ((0.0, -1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
+    grid = Geometry((1, 4, 5), (1.0, 0.3, 0.5), (10.0, 20.0, 30.0), turned)
+    (folder / "imagesTr").mkdir()
+    write_nifti(np.zeros(grid.shape, np.uint8), grid, folder / "imagesTr/a.nii.gz")
+    points(folder / "landmarksTr/a.csv", ["tip"], [[4.0, 2.0, 0.0]], unit="px")
+    dataset = read_dataset(folder)
+    places = read_points(dataset.cases[0], dataset)
+    assert places == pytest.approx(np.array([[10 - 2 * 0.3, 20 + 4 * 0.5, 30.0]]), abs=1e-4)
+
+
+def test_pixels_of_images_without_a_spacing_stay(tmp_path):
+    folder = describe(tmp_path, landmarks={})
+    grey(folder / "imagesTr/a.png")
+    points(folder / "landmarksTr/a.csv", unit="px")
+    dataset = read_dataset(folder)
+    assert np.array_equal(read_points(dataset.cases[0], dataset), POINTS)
+
+
+def test_mm_of_a_picture_without_a_spacing_are_pixels_and_those_of_a_volume_are_refused():
+    found = Landmarks(("tip",), np.array([[2.0, 1.0, 0.0]]))
+    flat, thick = (Geometry((n, 4, 5), (1.0, 1.0, 1.0), unit="px") for n in (1, 3))
+    assert on_grid(found, flat).unit == "px" and on_grid(found, flat).placed() == found.placed()
+    with pytest.raises(DatasetError, match=r"a\.csv: is in mm, but its scan states no spacing"):
+        on_grid(found, thick, where="a.csv")
+
+
+def test_pixels_of_a_volume_in_mm_are_refused(tmp_path):
+    folder = describe(tmp_path, landmarks={})
+    (folder / "imagesTr").mkdir()
+    write_nifti(np.zeros((3, 4, 5), np.uint8), Geometry((3, 4, 5), (2.0, 1.0, 1.0)), folder / "imagesTr/a.nii.gz")
+    points(folder / "landmarksTr/a.csv", unit="px")
+    dataset = read_dataset(folder)
+    with pytest.raises(DatasetError, match=r"a\.csv: is in pixels.*a volume in mm\. give the points in mm"):
+        read_points(dataset.cases[0], dataset)
+
+
 def test_label_maps_without_spacing_belong_to_images_with_the_stated_one(tmp_path):
     folder = describe(tmp_path, labels={"background": 0, "head": 1}, spacing_mm=0.2)
     grey(folder / "imagesTr/a_0000.png")
@@ -99,7 +152,7 @@ def test_points_beside_labels_are_optional_per_case(tmp_path):
 
 
 def test_names_that_are_not_stated_are_those_of_all_files_in_order(tmp_path):
-    folder = describe(tmp_path, landmarks={})
+    folder = describe(tmp_path, landmarks={}, spacing_mm=0.3)
     for case, names in (("b", ("menton", "gonion")), ("a", NAMES)):
         grey(folder / f"imagesTr/{case}.png")
         points(folder / f"landmarksTr/{case}.csv", names)

@@ -1,6 +1,7 @@
 """Dataset folders in both layouts, with and without faults, and cases to predict."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -395,6 +396,23 @@ def test_results_come_in_order_and_an_error_ends_them():
     ]
     with pytest.raises(ZeroDivisionError):
         list(in_order(lambda c: 1 // (3 - int(c.id)), cases, workers=2))
+
+
+@pytest.mark.parametrize(
+    ("usable", "workers", "threads"), [(64, None, 4), (2, None, 2), (1, None, 1), (1, 6, 6), (64, 99, 20)]
+)
+def test_unasked_at_most_four_processors_that_are_usable_work(monkeypatch, usable, workers, threads):
+    started = []
+
+    def pool(count):
+        started.append(count)
+        return ThreadPoolExecutor(count)
+
+    monkeypatch.setattr("medseg.io.pairs.ThreadPoolExecutor", pool)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(usable)), raising=False)
+    cases = [Case(str(i), ()) for i in range(20)]
+    assert len(list(in_order(lambda case: case.id, cases, workers=workers))) == 20
+    assert started == [threads]
 
 
 def test_labels_with_names_lie_as_files_or_alone_in_folders(tmp_path):

@@ -1,8 +1,8 @@
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 
-from medseg.io.identifiers import is_neutral, masked, masked_text, series_id
+from medseg.io.identifiers import is_neutral, masked, masked_text, series_id, writable
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,20 @@ def test_ids_differ_by_series_and_hold_nothing_odd():
     one, other = series_id("MR", "1.2.3"), series_id("MR", "1.2.4")
     assert one != other and one.startswith("MR-") and len(one) == 15
     assert series_id("../x", "1.2.3").startswith("DICOM-")
+
+
+def test_messages_with_paths_of_windows_are_masked_too():
+    root = PureWindowsPath(r"C:\data\Roe\in")
+    paths = [root / "doe" / "I7", root / "Doe John" / "I8"]
+    text = rf"{paths[0]}: lies where doe\I7 lies, and Doe John\I8: [WinError 5] 'C:\\data\\Roe\\in\\doe\\I7' in {root}"
+    masked = masked_text(text, paths, root)
+    assert masked == r"*\I7: lies where *\I7 lies, and *\I8: [WinError 5] '*\\I7' in scan"
+    home = PureWindowsPath(r"C:\data\Roe")
+    assert masked_text(r"Roe\I7 is cut off", [home / "I7"], home) == r"*\I7 is cut off"
+
+
+def test_names_that_are_no_utf_8_are_masked_and_can_be_written():
+    name = "\udcc8\udce2\udce0\udced"  # a name in a Cyrillic code page
+    assert not is_neutral(name) and masked(Path("/in") / name / "I7", Path("/in")) == "*/I7"
+    assert writable(f"{name}/Müller") == "%C8%E2%E0%ED/Müller"
+    assert series_id("CT", name) != series_id("CT", name[:2])

@@ -283,6 +283,20 @@ def test_unknown_label_values_are_listed(tmp_path):
         read_labels(tmp_path / "n.nii", LABELS)
 
 
+def test_what_regions_write_is_read_in_predictions_only(tmp_path):
+    labels = Labels((Label("whole", (1, 2), write=300), Label("core", (2,))))
+    array = np.zeros(SHAPE, np.uint16)
+    array[1], array[2] = 300, 2
+    write_labels(LabelMap(array, GEOMETRY, labels), tmp_path / "l.nii.gz")
+    assert np.array_equal(read_labels(tmp_path / "l.nii.gz", labels, predicted=True).array, array)
+    with pytest.raises(ImageError, match="holds values 300 that are no class"):
+        read_labels(tmp_path / "l.nii.gz", labels)
+    array[0, 0, 0] = 7
+    write_labels(LabelMap(array, GEOMETRY, labels), tmp_path / "l.nii.gz")
+    with pytest.raises(ImageError, match=r"holds values 7 that .*\[0, 1, 2, 300\]"):
+        read_labels(tmp_path / "l.nii.gz", labels, predicted=True)
+
+
 @pytest.mark.parametrize("name", ["p.nii.gz", "p.nrrd", "p.mha"])
 def test_scores_round_trip(tmp_path, name):
     scores = np.random.default_rng(0).random((3, *SHAPE), dtype=np.float32)

@@ -1,6 +1,10 @@
 """DICOM scans as cases; files of other formats are tested with the data sets."""
 
+import os
+import sys
+
 import numpy as np
+import pytest
 from dicom_phantoms import grid, write_dicom
 
 from medseg.io.images import read_image
@@ -50,3 +54,27 @@ def test_links_to_studies_are_followed(tmp_path):
     (tmp_path / "in" / "link").symlink_to(tmp_path / "store" / "x")
     (case,), refused = find_cases([tmp_path / "in"], ("CT",))
     assert case.series_uids == ("1.2.7",) and not refused
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+
+def ids(folder, **options):
+    return [case.id for case in find_cases([folder], ("CT",), **options)[0]]
+
+
+def test_equal_names_get_as_many_folders_as_identifiers_allow_then_a_number(tmp_path):
+    touch(tmp_path / "in", "p01/CT/ct.nii.gz", "p02/CT/ct.nii.gz", "p02/MR/ct.nii.gz", "p02/MR/ct.mha", "other.nii.gz")
+    assert ids(tmp_path / "in") == ["other", "CT_ct", "CT_ct-2", "MR_ct", "MR_ct-2"]
+    assert ids(tmp_path / "in", keep_identifiers=True) == ["other", "p01_CT_ct", "p02_CT_ct", "MR_ct", "MR_ct-2"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_ids_of_names_that_are_no_utf_8_can_be_written(tmp_path):
+    touch(tmp_path / "in", os.fsdecode(b"sc\xe4n.nii.gz"), os.fsdecode(b"sc\xf6n.nii.gz"), "scän.nii.gz")
+    found = ids(tmp_path / "in")
+    assert sorted(found) == ["sc%E4n", "sc%F6n", "scän"]
+    assert "".join(found).encode()

@@ -63,6 +63,14 @@ def test_a_threshold_keeps_the_voxels_whose_truth_scores_less(rows: int, thresho
     assert found.item() == pytest.approx(sum(means) / len(means), rel=1e-5)
 
 
+def test_a_coarser_scale_keeps_at_least_its_share_of_min_kept() -> None:
+    logits, target = _random(1)
+    image = torch.zeros(3, 1, 10, 16)  # 4 voxels of the image in one of this scale
+    found = ohem(NetworkOutput((logits,)), Batch(image, target), share=0.01, min_kept=30)
+    means = [sum(_losses(logits, target, sample)[:8]) / 8 for sample in range(3)]
+    assert found.item() == pytest.approx(sum(means) / 3, rel=1e-5)
+
+
 def test_an_easy_sample_does_not_vanish_beside_a_hard_one() -> None:
     """nnU-Net's top k over the whole batch gives the first sample no gradient at all."""
     target = torch.zeros(2, 1, 10, 10, dtype=torch.int64)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from medseg.errors import GeometryError
+from medseg.io.pairs import check_label_grid
 from medseg.metrics.cases import score_case, summarise
 from medseg.metrics.surface import hd95_mm, nsd
 from medseg.types.geometry import Geometry
@@ -77,6 +78,32 @@ def test_grids_that_differ_are_refused_and_rounding_is_not():
         score_case("case_7", far, reference)
     with pytest.raises(GeometryError, match="shape"):
         score_case("x", _map(np.ones((2, 3, 5))), reference)
+
+
+@pytest.mark.parametrize(("side", "limit"), [(0.2, 0.01), (3.0, 0.03)])
+def test_the_limit_of_grids_is_that_of_reading(side, limit):
+    """0.01 mm or 1 % of a voxel, whichever is more, as `medseg check` and training have it."""
+    reference = _map(np.ones((2, 3, 4)), spacing_mm=(side,) * 3)
+    for share, same in ((0.9, True), (1.1, False)):
+        moved = replace(reference.geometry, origin_mm=(share * limit, 0.0, 0.0))
+        if same:
+            assert len(check_label_grid(reference.geometry, moved)) == 1
+            assert score_case("x", replace(reference, geometry=moved), reference).labels["a"].dice == 1.0
+            continue
+        with pytest.raises(GeometryError):
+            check_label_grid(reference.geometry, moved)
+        with pytest.raises(GeometryError, match="mm apart"):
+            score_case("x", replace(reference, geometry=moved), reference)
+
+
+def test_a_map_without_a_spacing_lies_on_the_grid_of_the_reference():
+    """As reading an image and a label map takes it; the distances are those of the reference."""
+    bare = _map([[[1, 1, 0, 0]]], spacing_mm=(1.0, 1.0, 1.0), unit="px")
+    placed = _map([[[1, 1, 1, 0]]], spacing_mm=(1.0, 0.5, 0.5))
+    assert len(check_label_grid(placed.geometry, bare.geometry)) == 1
+    scores = score_case("x", bare, placed)
+    assert scores.unit == "mm" and scores.labels["a"].hd95_mm <= 0.5
+    assert score_case("x", placed, bare).unit == "px"
 
 
 def test_pixels_have_no_millilitres():

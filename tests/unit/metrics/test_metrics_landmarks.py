@@ -5,7 +5,15 @@ import statistics
 import numpy as np
 import pytest
 
-from medseg.metrics.landmarks import SDR_MM, radial_errors, score_landmarks, success_rate, summarise_landmarks
+from medseg.errors import GeometryError
+from medseg.metrics.landmarks import (
+    SDR_MM,
+    check_units,
+    radial_errors,
+    score_landmarks,
+    success_rate,
+    summarise_landmarks,
+)
 from medseg.types.landmarks import Landmarks
 from medseg.types.result import LandmarkScores
 
@@ -106,3 +114,14 @@ def test_nothing_placed_gives_no_numbers_and_no_error():
     found = summarise_landmarks([scores])
     assert found["all"]["n"] == 0 and found["all"]["mean_mm"] is None and found["all"]["sdr"]["2"] is None
     assert found["landmarks"] == {}
+
+
+@pytest.mark.parametrize("units", [("px", "mm", None), ("mm", "px", None), ("mm", "mm", "px"), ("px", "px", "mm")])
+def test_points_in_mm_and_in_pixels_are_not_compared(units):
+    files = [None if unit is None else Landmarks(("tip",), np.zeros((1, 3)), unit=unit) for unit in units]
+    with pytest.raises(GeometryError, match=rf"^case_7: prediction is in {units[0]}, reference is in {units[1]}"):
+        check_units("case_7", *files)
+    for unit in ("mm", "px"):
+        same = Landmarks(("tip",), np.zeros((1, 3)), unit=unit)
+        check_units("case_7", same, same, same)
+        assert score_landmarks("case_7", same, same, same).unit == unit

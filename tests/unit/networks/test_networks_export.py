@@ -1,14 +1,17 @@
-"""Fused networks and exported programs give the numbers of the network; compilers take every block."""
+"""Exported programs are fused and give the numbers of the network; compilers take every block."""
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from medseg.errors import PlanError
 from medseg.networks.blocks.conv import Style
+from medseg.networks.blocks.repvgg import RepVggBlock
 from medseg.networks.blocks.residual import ResidualBlock
 from medseg.networks.build import HeadedNetwork, build_network
-from medseg.networks.export import exported, fused
+from medseg.networks.export import Exported, exported
 from medseg.types.plan import Network, Step, Topology
 
 FLAT = Topology(2, (4, 8), ((1, 1, 1), (1, 2, 2)), ((1, 3, 3), (1, 3, 3)), (2, 1))
@@ -30,8 +33,14 @@ def _build(use: str, topology: Topology, *heads: Step, seed: int = 0, **options:
     return network.eval()
 
 
-def _batch_norms(network: nn.Module) -> int:
-    return sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
+def _count(network: nn.Module, kind: type[nn.Module]) -> int:
+    return sum(isinstance(module, kind) for module in network.modules())
+
+
+def _calls(made: Exported, operation: str) -> int:
+    """How often a program calls operations whose names hold this, also within blocks of its graph."""
+    graphs = [part.graph for part in made.program.graph_module.modules() if isinstance(part, torch.fx.GraphModule)]
+    return sum(operation in str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_function")
 
 
 @BOTH
@@ -45,16 +54,30 @@ def _batch_norms(network: nn.Module) -> int:
     ],
     ids=str,
 )
-def test_a_fused_network_has_no_batch_norms_and_the_same_numbers(
+def test_a_program_has_no_batch_norms_one_convolution_per_block_and_the_same_numbers(
     use: str, options: dict[str, object], topology: Topology
 ) -> None:
     network = _build(use, topology, **options)
-    image, before = torch.randn(2, 2, *SIZES[topology.ndim]), _batch_norms(network)
-    small = fused(network)
-    torch.testing.assert_close(small(image).logits[0], network(image).logits[0], rtol=1e-4, atol=1e-4)
-    assert _batch_norms(small) == 0 < _batch_norms(network) == before
-    count = [sum(p.numel() for p in net.parameters()) for net in (small, network)]
-    assert count[0] < count[1]
+    norms, blocks, convolutions = (_count(network, kind) for kind in (_BatchNorm, RepVggBlock, _ConvNd))
+    assert norms > 0 and blocks == (sum(topology.blocks) if options.get("encoder") == "repvgg" else 0)
+    made = exported([network], channels=2, size=SIZES[topology.ndim], batch=2)
+    assert _calls(made, "batch_norm") == 0
+    assert _calls(made, "aten.conv") == convolutions - blocks, "of the two of a RepVGG block one is left"
+    weights = [sum(p.numel() for p in parameters) for parameters in (made.program.parameters(), network.parameters())]
+    assert weights[0] < weights[1]
+    image = torch.randn(2, 2, *SIZES[topology.ndim])
+    (logits,) = made.program.module()(image)
+    torch.testing.assert_close(logits, network(image).logits[0], rtol=1e-4, atol=1e-4)
+    assert _count(network, _BatchNorm) == norms, "the network itself is left alone"
+
+
+def test_without_fusing_a_program_has_every_norm_and_branch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the test above counts is found where it is."""
+    network = _build("unet", FLAT, norm="batch", encoder="repvgg")
+    monkeypatch.setattr("medseg.networks.export._fuse", lambda module: module)
+    made = exported([network], channels=2, size=SIZES[2], batch=2)
+    assert _calls(made, "batch_norm") == _count(network, _BatchNorm)
+    assert _calls(made, "aten.conv") == _count(network, _ConvNd)
 
 
 @BOTH

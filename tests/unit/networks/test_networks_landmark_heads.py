@@ -128,21 +128,54 @@ def test_a_head_at_a_coarser_scale_and_one_without_points_are_refused():
         heatmap(topology(3), (6,), outputs=0, points=1, values="logits")
 
 
+FIELDS = {
+    "segmentation": ("logits",),
+    "dsnt": ("heatmaps", "points"),
+    "heatmap": ("heatmaps", "points"),
+    "boundary": ("boundaries",),
+    "distance": ("distances",),
+}
+
+
+def numbers(output):
+    """The tensors of every field that a head has filled, by its name."""
+    found = {
+        "logits": output.logits,
+        "boundaries": tuple(part for one in output.boundaries for part in (one.edge, one.mask)),
+        **{name: (getattr(output, name),) for name in ("heatmaps", "points", "distances")},
+    }
+    return {name: parts for name, parts in found.items() if parts and parts[0] is not None}
+
+
+@pytest.mark.parametrize("use", ["dsnt", "heatmap"])
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_a_head_more_or_less_leaves_the_numbers_of_the_others_alone(ndim):
-    torch.manual_seed(0)
-    heads = (Step("segmentation"), Step("dsnt", {"points": 2}))
-    both = build_network(Network("unet", topology(ndim), heads), channels=1, outputs=3)
+def test_a_head_more_or_less_leaves_the_numbers_of_the_others_alone(use, ndim):
+    heads = (Step("segmentation"), Step(use, {"points": 2}), Step("boundary"), Step("distance"))
     image = torch.randn(2, 1, *(4, 8, 8)[3 - ndim :])
-    expected = both(image)
-    for kept, names in ((0, ("logits",)), (1, ("heatmaps", "points"))):
-        one = build_network(Network("unet", topology(ndim), (heads[kept],)), channels=1, outputs=3)
-        state = {name.replace(f"heads.{kept}.", "heads.0."): value for name, value in both.state_dict().items()}
-        one.load_state_dict({name: state[name] for name in one.state_dict()})
-        found = one(image)
-        for name in names:
-            torch.testing.assert_close(getattr(found, name), getattr(expected, name))
-    assert expected.logits[0].shape[1] == 3 and expected.points.shape == (2, 2, ndim)
+
+    def built(some):
+        torch.manual_seed(0)
+        return build_network(Network("unet", topology(ndim), tuple(some)), channels=1, outputs=3)
+
+    every = built(heads)
+    expected, weights = numbers(every(image)), every.state_dict()
+    for kept in (some for count in (1, 2, 3) for some in itertools.combinations(range(len(heads)), count)):
+        fewer = built(heads[place] for place in kept)
+        own = {f"heads.{place}.": f"heads.{now}." for now, place in enumerate(kept)}
+        backbone = {name: value for name, value in weights.items() if not name.startswith("heads.")}
+        of_heads = {
+            now + name.removeprefix(then): value
+            for then, now in own.items()
+            for name, value in weights.items()
+            if name.startswith(then)
+        }
+        fewer.load_state_dict(backbone | of_heads)
+        found = numbers(fewer(image))
+        assert set(found) == {field for place in kept for field in FIELDS[heads[place].use]}
+        for name, parts in found.items():
+            torch.testing.assert_close(parts, expected[name])
+    assert expected["logits"][0].shape[1] == 3 and expected["points"][0].shape == (2, 2, ndim)
+    assert set(expected) == {field for head in heads for field in FIELDS[head.use]}
 
 
 @pytest.mark.parametrize("use", ["dsnt", "heatmap"])

@@ -7,6 +7,7 @@ from medseg.postprocess.chain import clean
 from medseg.types.geometry import Geometry
 from medseg.types.image import LabelMap
 from medseg.types.labels import Label, Labels
+from medseg.types.plan import Step
 
 SHAPE = (12, 24, 24)
 NAMES = Labels((Label("organ", (1,)), Label("lesion", (2,))))
@@ -145,3 +146,16 @@ def test_removing_everything_never_wins_by_the_scans_without_the_class():
     pairs = [(label_map(found), label_map(np.zeros(SHAPE)))] * 10 + [(label_map(found), label_map(organ()))] * 2
     for step in choose_cleaning(pairs).value:
         assert clean(pairs[-1][0], (step,)).array.any()
+
+
+@pytest.mark.parametrize("plane", [0, 5, SHAPE[0] - 1])
+def test_a_ring_in_one_plane_of_a_volume_is_open_as_it_will_be_when_predicting(plane):
+    """Cut to its box, the volume would be flat, where the same ring has a hole."""
+    truth = np.zeros(SHAPE, np.uint8)
+    truth[plane, 4:12, 4:12] = 1
+    made = truth.copy()
+    made[plane, 7:9, 7:9] = 0
+    np.testing.assert_array_equal(clean(label_map(made), [Step("fill_holes")]).array, made)
+    assert choose_cleaning([(label_map(made), label_map(truth))]).value == ()
+    (step,) = choose_cleaning([(label_map(made[plane][None]), label_map(truth[plane][None]))]).value
+    assert step.use == "fill_holes"

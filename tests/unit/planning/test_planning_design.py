@@ -9,7 +9,7 @@ from medseg.planning.design import HEAD_LOSSES, Wishes, design, read_options
 from medseg.planning.planner import make_plans
 from medseg.planning.presets import PRESETS
 from medseg.types.labels import Label, Labels
-from medseg.types.plan import Budget
+from medseg.types.plan import Adversary, Budget
 from medseg.workflow.networks import list_networks
 
 SCANS = alike((36, 50, 35), (1.0, 1.0, 1.0), 20)
@@ -126,6 +126,29 @@ def test_wrong_options_are_found_when_planning(options, said):
     small = alike((16, 20, 16), (1.0, 1.0, 1.0), 3)
     with pytest.raises(PlanError, match=said):
         make_plans(small, Budget(4.0), "unet", wishes=Wishes(options))
+
+
+def test_a_critic_is_planned_with_its_memory_and_its_own_options():
+    quick = {"estimate": feature_bytes, "prediction_bytes": lambda plan, scan: 1}
+    options = {"adversary": "segan", "adversary.weight": 0.05, "adversary.width": 8}
+    *_, plan = make_plans(SCANS, Budget(8.0), "unet", wishes=Wishes(options), **quick)
+    assert plan.training.adversary == Adversary("segan", 0.05, options={"width": 8})
+    assert "the critic segan learns beside the network" in " ".join(plan.reasons.values())
+    assert "adversary" not in plan.network.options
+    (thick,) = make_plans(SCANS, Budget(8.0), "unet", wishes=Wishes({"adversary": "projective"}), **quick)
+    assert thick.name == "toy-3d_fullres"
+    assert thick.reasons["left_out.2d"] == "unet with the critic projective is for 3D, this takes 2D"
+    small = alike((16, 20, 16), (1.0, 1.0, 1.0), 3)
+    with pytest.raises(PlanError, match="segen"):
+        make_plans(small, Budget(4.0), "unet", wishes=Wishes({"adversary": "segen"}))
+    for wrong, said in (
+        ({"adversary.weight": 1.0}, "there is no critic"),
+        ({"adversary": True}, "there is no critic"),
+        ({"adversary": "segan", "adversary.weight": 0}, "above 0"),
+        ({"adversary": "segan", "adversary.lr": "much"}, "above 0"),
+    ):
+        with pytest.raises(PlanError, match=said):
+            family(**wrong)
 
 
 def test_networks_of_one_dimension_leave_the_others_out():

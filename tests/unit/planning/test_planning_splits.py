@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg.errors import DatasetError
-from medseg.planning.splits import extend_splits, make_splits, split_faults
+from medseg.planning.splits import extend_splits, make_splits, split_faults, take_turns
 from medseg.types.dataset import Case, Dataset, Split
 from medseg.types.labels import Label, Labels
 
@@ -131,3 +131,19 @@ def test_folds_that_cannot_be_extended_are_refused():
     apart = (Split(("c001",), ("c000",)), Split(("c000",), ("c001",)))
     with pytest.raises(DatasetError, match='group "p"'):
         extend_splits(apart, dataset_of(["p", "p"]))
+
+
+HELD_OUT = (Split(("c000", "c001"), ("c002",)),)
+FEWER_TO_LEARN_FROM = tuple(Split((f"c00{(i + 1) % 3}",), (f"c00{i}",)) for i in range(3))
+
+
+@pytest.mark.parametrize("own", [HELD_OUT, FEWER_TO_LEARN_FROM, ()])
+def test_folds_that_do_not_take_turns_are_never_dealt_to(own):
+    assert not take_turns(own)
+    with pytest.raises(DatasetError, match="every other fold"):
+        extend_splits(own, dataset_of([None] * 4))
+
+
+def test_folds_that_were_dealt_take_turns():
+    assert take_turns(make_splits(dataset_of([None] * 12)))
+    assert take_turns(make_splits(dataset_of(["p", "p", "q", None, "q"])))

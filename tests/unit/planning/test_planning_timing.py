@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 from toy_fingerprints import feature_bytes, voxel_seconds
 
+from medseg.errors import PlanError
 from medseg.planning import presets
 from medseg.planning.fit import Fit, Shortage, fit_patch
 from medseg.planning.presets import PRESETS
@@ -65,3 +66,12 @@ def test_a_wider_network_that_memory_does_not_allow_is_not_taken():
     assert 8 <= fitted.network.topology.channels[0] < 32
     with pytest.raises(Shortage):
         fit_patch(replace(SCAN, vram_gib=0.6), estimate=feature_bytes, base=32)
+
+
+def test_memory_that_runs_out_while_a_step_is_timed_is_an_error_with_a_hint():
+    def short(network, sampling, training):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    with pytest.raises(PlanError, match=r"patch .*, batch 2: out of memory while a training step was timed") as caught:
+        _steps(SMALL, 5.0, short)
+    assert "--vram" in caught.value.hint

@@ -230,8 +230,20 @@ ROWS = [
             losses=(LossTerm(1.0, "dice_ce"), LossTerm(1.0, "dsnt"), LossTerm(1.0, "heatmap")),
         ),
     ),
+    (
+        "cascade_that_nothing_teaches",
+        "network.options.stop_gradient",
+        "never learn",
+        network(use="cascade", options={"stop_gradient": True}),
+    ),
     ("heads_twice", "network.heads[1]", "segmentation", network(Step("segmentation"), Step("segmentation"))),
     ("mixing_with_what_needs_hard_labels", "sampling.batch", "there is one", mixing(samples=1)),
+    (
+        "mixing_with_what_needs_hard_labels",
+        "sampling.batch",
+        "sample_pairing mixes",
+        replace(tiny_plan(augment=(Step("sample_pairing"),)), sampling=batch(1).sampling),
+    ),
     (
         "mixing_with_what_needs_hard_labels",
         "training.augment",
@@ -356,6 +368,11 @@ PEACE = {
             swap_points=(("tmj_l", "tmj_r"),),
         ),
     ),
+    "a cascade with its own loss": network(
+        use="cascade", options={"stop_gradient": True}, losses=(LossTerm(1.0, "dice_ce"), LossTerm(1.0, "side"))
+    ),
+    "a cascade with gradients": network(use="cascade"),
+    "pairs of samples": tiny_plan(augment=(Step("sample_pairing"),), losses=(DICE, LossTerm(1.0, "focal"))),
     "gaps of two classes": losses(DICE, "pixel_cross_entropy"),
     "edges of one class": tiny_plan(labels=ONE, losses=(DICE, term("pixel_cross_entropy", place="edges"))),
     "options of blocks": network(options={"attention": "se+aspp", "se_reduction": 4, "aspp_rates": [1, 2]}),
@@ -392,6 +409,8 @@ DOUBTFUL = [
         "no axis is known",
         mirrored(orientation="stored", inference=Inference(mirror_axes=(2,))),
     ),
+    ("overlap_alone", "tversky alone", losses("tversky", "cldice")),
+    ("overlap_alone", "dice_ce alone", losses(term("dice_ce", ce_weight=0.0))),
     (
         "windows_of_landmark_plans",
         "overlap 0.75",

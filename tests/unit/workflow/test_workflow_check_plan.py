@@ -91,6 +91,9 @@ FAULTS = {
     "postprocess[0]": changed(postprocess=(Step("drop_small", {"max_mm3": 3.0}),)),
     "postprocess[0].options.names": changed(postprocess=(Step("keep_largest", {"names": ["organn"]}),)),
     "inference.mirror_axes": changed(inference=Inference(mirror_axes=(3,))),
+    "inference.overlap": changed(inference=Inference(overlap=1.0)),
+    "training.epochs": changed(epochs=0),
+    "training.steps_per_epoch": changed(steps_per_epoch=0),
 }
 
 
@@ -127,3 +130,10 @@ def test_weights_that_are_none_are_refused(weight):
         check_plan(tiny_plan(losses=(LossTerm(weight, "dice_ce"),)))
     with pytest.raises(PlanError, match=r"training\.adversary\.weight"):
         check_plan(tiny_plan(adversary=Adversary("segan", weight=weight)))
+
+
+@pytest.mark.parametrize("overlap", [-0.1, 1.0, 1.5, float("nan")])
+def test_windows_overlap_by_a_share_of_themselves(overlap):
+    assert check_plan(changed(inference=Inference(overlap=0.0))) == ()
+    with pytest.raises(PlanError, match=r"inference\.overlap.*not in \[0, 1\)"):
+        check_plan(changed(inference=Inference(overlap=overlap)))

@@ -70,6 +70,27 @@ def test_an_unusable_prediction_fails_alone(folders):
     assert evaluate(guess, truth, labels=LABELS)[0].labels["bone"].dice == 1.0
 
 
+def test_hidden_files_are_no_cases(folders):
+    guess, truth = folders
+    for folder in folders:
+        for name in ("._a.nii.gz", "._b.mha", ".part-k2j4-b.nii.gz"):
+            (folder / name).write_bytes(b"\x00\x05\x16\x07")
+    scores = evaluate(guess, truth, labels=LABELS)
+    assert [(case.case_id, case.status) for case in scores] == [("a", "ok"), ("b", "ok")]
+    for name in ("a.nii.gz", "b.nii.gz"):
+        (truth / name).unlink()
+    with pytest.raises(DatasetError, match="holds no label map"):
+        evaluate(guess, truth, labels=LABELS)
+
+
+def test_grids_within_the_tolerance_of_reading_are_one(folders):
+    guess, truth = folders
+    fine, away = Geometry((4, 8, 8), (0.2, 0.2, 0.2)), Geometry((4, 8, 8), (0.2, 0.2, 0.2), (0.008, 0.0, 0.0))
+    _write(truth, "a.nii.gz", _cube(1), fine)
+    _write(guess, "a.mha", _cube(1), away)
+    assert evaluate(guess, truth, labels=LABELS)[0].labels["bone"].dice == 1.0
+
+
 def test_labels_come_from_the_dataset_or_from_the_voxels(folders, tmp_path):
     found = evaluate(*folders)
     assert list(found[0].labels) == ["1"]

@@ -16,7 +16,12 @@ from medseg.types.geometry import Geometry
 from medseg.types.image import LabelMap
 from medseg.types.labels import Label, Labels
 from medseg.types.landmarks import Landmarks
-from medseg.workflow.evaluate_landmarks import evaluate_landmarks, format_landmark_table, write_landmark_scores
+from medseg.workflow.evaluate_landmarks import (
+    evaluate_landmarks,
+    format_landmark_table,
+    what_to_score,
+    write_landmark_scores,
+)
 
 NAMES = ("nasion", "menton")
 
@@ -125,11 +130,28 @@ def test_folders_with_label_maps_and_landmarks_are_scored_as_both(folders, capsy
 
 
 def test_distances_in_pixels_are_called_so(tmp_path):
-    points(tmp_path / "ref/a.csv", [[0, 0, 0], [1, 1, 0]])
-    found = Landmarks(NAMES, np.array([[3.0, 4.0, 0.0], [1.0, 1.0, 0.0]]), unit="px")
-    (tmp_path / "pred").mkdir()
-    write_landmarks(found, tmp_path / "pred/a.mrk.json")
+    for place, spot in (("ref", [0.0, 0.0, 0.0]), ("pred", [3.0, 4.0, 0.0])):
+        (tmp_path / place).mkdir()
+        found = Landmarks(NAMES, np.array([spot, [1.0, 1.0, 0.0]]), unit="px")
+        write_landmarks(found, tmp_path / place / "a.mrk.json")
     scores = evaluate_landmarks(tmp_path / "pred", tmp_path / "ref")
-    assert scores[0].unit == "px"
+    assert scores[0].unit == "px" and scores[0].errors_mm == {"nasion": 5.0, "menton": 0.0}
     head = format_landmark_table(scores).splitlines()[0]
     assert "mean px" in head and "SDR 2 px" in head and "mm" not in head
+
+
+def test_a_case_in_mm_and_pixels_fails(folders):
+    places = np.array([[3.0, 4.0, 0.0], [10.0, 10.0, 11.0]])
+    write_landmarks(Landmarks(NAMES, places, unit="px"), folders / "pred/a.mrk.json")
+    scores = evaluate_landmarks(folders / "pred", folders / "ref")
+    assert [(case.case_id, case.status) for case in scores] == [("b", "ok"), ("a", "failed")]
+    assert scores[1].error.startswith("a: prediction is in px, reference is in mm") and "--spacing" in scores[1].error
+    assert all(math.isnan(error) for error in scores[1].errors_mm.values()) and len(scores[1].errors_mm) == 2
+
+
+def test_hidden_files_are_no_cases(folders):
+    for place in ("pred", "ref"):
+        for name in ("._a.csv", ".part-x-b.mrk.json", "._mask.nii.gz"):
+            (folders / place / name).write_bytes(b"\x00\x05\x16\x07")
+    assert [case.case_id for case in evaluate_landmarks(folders / "pred", folders / "ref")] == ["a", "b"]
+    assert what_to_score(folders / "pred", folders / "ref") == (False, True)

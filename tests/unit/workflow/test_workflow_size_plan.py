@@ -1,9 +1,11 @@
 import logging
 from dataclasses import replace
 
+import pytest
 import torch
 from tiny_run import tiny_plan
 
+from medseg.errors import PlanError
 from medseg.types.plan import Adversary, LossTerm
 from medseg.workflow.check_plan import check_plan
 from medseg.workflow.size_plan import warn_of_size
@@ -31,6 +33,14 @@ def test_a_plan_that_grew_by_hand_beyond_its_budget_is_said(caplog):
 
 def test_a_card_takes_more_than_the_tensors():
     assert warn_of_size(tiny_plan(), torch.device("cuda", 0)) > warn_of_size(tiny_plan(), CPU) + 0.5
+
+
+def test_what_a_part_refuses_is_an_error_before_anything_is_prepared():
+    flat = tiny_plan(ndim=2, adversary=Adversary("projective"))
+    check_plan(flat)
+    with pytest.raises(PlanError, match="3D masks"):
+        warn_of_size(flat, CPU)
+    warn_of_size(tiny_plan(adversary=Adversary("projective")), CPU)
 
 
 def looks_at_numbers(output, batch):

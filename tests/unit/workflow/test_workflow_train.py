@@ -1,6 +1,7 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +10,19 @@ import torch
 from phantoms import SHELL_AND_CORE, write_nifti_dataset, write_png_dataset
 from tiny_run import tiny_plan
 
-from medseg.errors import DatasetError, PlanError, TrainingError
+from medseg.errors import DatasetError, ImageError, PlanError, TrainingError
 from medseg.io.bundles import load_bundle
 from medseg.io.cache import open_case
 from medseg.io.datasets import read_dataset
 from medseg.io.images import read_labels
 from medseg.io.records import read_record
+from medseg.training.lock import locked
 from medseg.types.dataset import Split
-from medseg.types.plan import LossTerm, Step
+from medseg.types.plan import Inference, LossTerm, Step
 from medseg.workflow import devices, validation
 from medseg.workflow.devices import resolve_device, resolve_precision
 from medseg.workflow.predict import load_model
-from medseg.workflow.train import prepare, train
+from medseg.workflow.train import _splits, prepare, train
 
 
 def flat_plan(**training):
@@ -194,11 +196,6 @@ def test_precision_follows_what_the_device_is_fast_in(monkeypatch, caplog):
 
 
 def test_cases_added_later_join_the_folds_and_the_others_stay(trained, pictures, tmp_path):
-    from dataclasses import replace
-
-    from medseg.io.datasets import read_dataset
-    from medseg.workflow.train import _splits
-
     data = read_dataset(pictures)
     fewer = replace(data, cases=data.cases[:-1])
     before = _splits(fewer, tmp_path, "cv")
@@ -221,3 +218,95 @@ def test_a_student_says_whether_its_teacher_saw_what_it_is_scored_on(pictures, t
     assert "too good" in caplog.text
     with pytest.raises(PlanError, match="needs a teacher"):
         train(student, pictures, tmp_path / "alone", folds=1, device="cpu")
+
+
+def test_folds_of_the_data_sets_own_stay_as_they_are(pictures, tmp_path, caplog):
+    data = read_dataset(pictures)
+    *names, left_out = [case.id for case in data.cases]
+    thirds = [tuple(names[k : k + 3]) for k in (0, 3, 6)]
+    turns = tuple(Split(tuple(name for name in names if name not in val), val) for val in thirds)
+    held_out = (Split(tuple(names[:7]), tuple(names[7:])),)
+    for number, own in enumerate((turns, held_out)):
+        run, given = tmp_path / str(number), replace(data, splits=own)
+        for _ in range(2):
+            caplog.clear()
+            with caplog.at_level(logging.WARNING, "medseg"):
+                assert _splits(given, run, "cv") == own
+            (said,) = [record.getMessage() for record in caplog.records]
+            assert "1 cases are in no fold" in said and left_out in said
+        assert read_record(run / "splits.json", tuple[Split, ...]) == own
+    assert _splits(data, tmp_path / "1", "cv") == held_out, "also when the data set no longer says so"
+
+
+def test_other_inference_settings_keep_the_weights_and_validate_again(trained, pictures, tmp_path):
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    weights = run / "fold_1" / "weights.safetensors"
+    prediction = next((run / "fold_1" / "validation").glob("*.nii.gz"))
+    before = weights.stat().st_mtime_ns, prediction.stat().st_mtime_ns
+    plan, stages = replace(flat_plan(), inference=Inference(overlap=0.25)), []
+    bundle = train(plan, pictures, run, folds=1, device="cpu", report=lambda p: stages.append(p.stage))
+    assert bundle.plan.inference.overlap == 0.25 and bundle.scores["cases"] == 2
+    assert weights.stat().st_mtime_ns == before[0] and "train fold_1" not in stages
+    assert prediction.stat().st_mtime_ns != before[1] and stages.count("validate fold_1") == 2
+    train(plan, pictures, run, folds=1, device="cpu", report=lambda p: stages.append(p.stage))
+    assert stages.count("validate fold_1") == 2, "the same settings are not validated twice"
+
+
+def test_a_case_that_cannot_be_predicted_costs_only_itself(pictures, tmp_path, monkeypatch, caplog):
+    plan, real, bad = flat_plan(epochs=1, steps_per_epoch=1), validation.predict_image, []
+
+    def predict_image(image, *args, case_id, **options):
+        if case_id in bad:
+            raise ImageError("is too large", where=case_id, hint="crop it")
+        return real(image, *args, case_id=case_id, **options)
+
+    monkeypatch.setattr(validation, "predict_image", predict_image)
+    held_out = _splits(read_dataset(pictures), tmp_path, "cv")[2].val
+    bad += held_out
+    with pytest.raises(TrainingError, match=r"none of 2 validation cases can be scored .*is too large"):
+        train(plan, pictures, tmp_path, folds=2, device="cpu")
+    assert (tmp_path / "fold_2" / "weights.safetensors").exists()
+    bad.pop()
+    with caplog.at_level(logging.WARNING, "medseg"):
+        bundle = train(plan, pictures, tmp_path, folds=2, device="cpu")
+    assert [row["case"] for row in bundle.scores["per_case"]] == [held_out[1]] and bundle.scores["cases"] == 1
+    (failed,) = bundle.scores["failed"]
+    assert failed == {"case": held_out[0], "fold": 2, "error": f"{held_out[0]}: is too large. crop it"}
+    assert f"fold 2 is validated without a case: {held_out[0]}" in caplog.text
+    bad.clear()
+    healed = train(plan, pictures, tmp_path, folds=2, device="cpu")
+    assert healed.scores["cases"] == 2 and "failed" not in healed.scores
+
+
+def test_leftovers_of_killed_processes_go_and_files_of_living_ones_stay(trained, pictures, tmp_path):
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    left = [
+        next((run / "cache").iterdir()) / ".part-a1b2c3d4-disc_03.image.b2nd",
+        run / "fold_1" / ".part-a1b2c3d4-validation_scores.json",
+        run / "fold_1" / "validation" / ".part-a1b2c3d4-disc_03.nii.gz",
+        run / "fold_2" / ".part-a1b2c3d4-checkpoint.safetensors",
+    ]
+    another = run / "fold_3" / ".part-a1b2c3d4-checkpoint.safetensors"
+    for path in (*left, another):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
+    plan = flat_plan()
+    with locked(run / "fold_3"):
+        train(plan, pictures, run, folds=2, device="cpu")
+        assert [path for path in left if path.exists()] == []
+        with pytest.raises(TrainingError, match="already training"):
+            train(plan, pictures, run, folds=3, device="cpu")
+        assert another.exists()
+    train(plan, pictures, run, folds=3, device="cpu")
+    assert not list(run.rglob(".part-*"))
+
+
+def test_regions_that_no_label_map_would_show_are_said_before_training(tmp_path, caplog):
+    folder = tmp_path / "data"
+    write_png_dataset(folder, 5, shape=(24, 20))
+    content = json.loads((folder / "dataset.json").read_text())
+    content |= {"labels": {"background": 0, "core": [2], "disc": [1, 2]}, "regions_class_order": [2, 1]}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    with caplog.at_level(logging.WARNING, "medseg"), pytest.raises(PlanError, match="labels differ"):
+        train(flat_plan(), folder, tmp_path / "run", device="cpu")
+    assert 'region "core" lies in "disc"' in caplog.text and "larger regions before" in caplog.text

@@ -1,11 +1,15 @@
-"""What validation makes of a plan: its own cleaning steps stay."""
+"""What validation makes of a plan: its own cleaning steps stay; and of cases that cannot be scored."""
 
+import json
+import logging
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from phantoms import write_scan
 from tiny_run import tiny_plan
 
+from medseg.errors import TrainingError
 from medseg.io.images import write_labels
 from medseg.types.dataset import Case, Dataset
 from medseg.types.geometry import Geometry
@@ -44,3 +48,39 @@ def test_the_plans_own_cleaning_stays_and_more_is_chosen_after_it(tmp_path):
     assert scores["mean_dice_before"] == plain["mean_dice_before"] < plain["mean_dice"] < scores["mean_dice"]
     again, same = clean_and_score(both, dataset, [validated], workers=1)
     assert again.postprocess == both.postprocess and same["mean_dice"] == scores["mean_dice"]
+
+
+def test_a_case_that_cannot_be_read_costs_only_itself(tmp_path, caplog):
+    dataset, good = _case(tmp_path / "fold_0" / "validation")
+    folder = good.prediction.parent
+    bad = replace(good, case=replace(good.case, id="b"), prediction=folder / "broken.nii.gz")
+    bad.prediction.write_bytes(b"no image")
+    gone = replace(good, case=replace(good.case, id="c"), prediction=folder / "c.nii.gz", error="c: x")
+    plan = tiny_plan(labels=ORGAN)
+    _, alone = clean_and_score(plan, dataset, [good], workers=1)
+    with caplog.at_level(logging.WARNING, "medseg"):
+        chosen, scores = clean_and_score(plan, dataset, [bad, good, gone], workers=1)
+    assert chosen.postprocess and "failed" not in alone
+    assert scores["cases"] == 1 and scores["mean_dice"] == alone["mean_dice"]
+    assert [row["case"] for row in scores["per_case"]] == ["a"]
+    assert [(row["case"], row["fold"]) for row in scores["failed"]] == [("c", 0), ("b", 0)]
+    assert "broken.nii.gz" in scores["failed"][1]["error"] and "broken.nii.gz" in caplog.text
+    kept = json.loads((tmp_path / "fold_0" / "validation_scores.json").read_text())
+    assert [row["case"] for row in kept["failed"]] == ["c", "b"] and len(kept["per_case"]) == 1
+    with pytest.raises(TrainingError, match=r"none of 2 validation cases can be scored \(c: x\)"):
+        clean_and_score(plan, dataset, [bad, gone], workers=1)
+
+
+def test_values_that_only_predictions_hold_are_read_and_scored(tmp_path):
+    dataset, validated = _case(tmp_path)
+    labels = Labels((Label("whole", (1, 2), write=9), Label("core", (2,))))
+    dataset, plan = replace(dataset, labels=labels), tiny_plan(labels=labels)
+    grid = np.stack(np.indices((24, 24, 24)), -1)
+    ball = np.linalg.norm(grid - 11.5, axis=-1) <= 8
+    as_written = LabelMap(ball.astype(np.uint8) * 9, Geometry(ball.shape, (1.0, 1.0, 1.0)), labels)
+    write_labels(as_written, validated.prediction)
+    _, scores = clean_and_score(plan, dataset, [validated], workers=1)
+    assert scores["dice"] == {"whole": 1.0, "core": None}
+    write_labels(as_written, tmp_path / "reference.nii.gz")
+    with pytest.raises(TrainingError, match=r"reference\.nii\.gz: holds values 9 that are no class"):
+        clean_and_score(plan, dataset, [validated], workers=1)

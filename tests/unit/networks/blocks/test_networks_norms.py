@@ -29,20 +29,25 @@ def _groups(name: str, shape: torch.Size) -> list[tuple[slice, slice]]:
     b, c = shape[:2]
     if name == "batch":
         return [(slice(0, b), slice(j, j + 1)) for j in range(c)]
-    step = {"instance": 1, "group": c // 4, "global_layer": c}[name]
+    step = {"instance": 1, "group": 8, "global_layer": c}[name]
     return [(slice(i, i + 1), slice(j, j + step)) for i in range(b) for j in range(0, c, step)]
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["instance", "group", "batch", "global_layer"])
 def test_statistics_are_those_of_the_norms_groups(name: str, size: tuple[int, ...]) -> None:
-    x, module = 3 * _random(2, 12, *size) + 1, _norm(name, 12)
+    x, module = 3 * _random(2, 24, *size) + 1, _norm(name, 24)
     expected = torch.empty_like(x)
     for samples, channels in _groups(name, x.shape):
         part = x[samples, channels]
         expected[samples, channels] = (part - part.mean()) / (part.var(correction=0) + 1e-5).sqrt()
-    scale, shift = (p.detach().view(12, *(1,) * len(size)) for p in (module.weight, module.bias))
+    scale, shift = (p.detach().view(24, *(1,) * len(size)) for p in (module.weight, module.bias))
     torch.testing.assert_close(module(x), expected * scale + shift, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (4, 1), (12, 1), (20, 2), (48, 6), (100, 10), (320, 32)])
+def test_groups_have_eight_channels_or_more_and_are_at_most_32(channels: int, groups: int) -> None:
+    assert _norm("group", channels).num_groups == groups
 
 
 @pytest.mark.parametrize("size", SIZES)
