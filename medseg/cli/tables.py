@@ -1,7 +1,7 @@
 """Records as plain text for stdout."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from medseg.types.result import CaseReport, RunReport
 
@@ -24,6 +24,8 @@ def score_lines(scores: Mapping[str, object]) -> str:
         lines.append(f"cleaning: {scores.get('cleaning')}")
     if isinstance(landmarks, Mapping):
         lines.append(_landmark_line(landmarks))
+    if isinstance(failed := scores.get("failed"), Sequence) and failed:
+        lines.append(f"NOT VALIDATED: {len(failed)} cases failed, see scores.json and the log")
     return "\n".join(lines) or "no validation: every case was trained on"
 
 

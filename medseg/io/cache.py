@@ -27,7 +27,7 @@ from medseg.types.image import Image, LabelMap
 from medseg.types.labels import Labels
 from medseg.types.plan import Preprocess
 
-VERSION: Literal["medseg.cache/1"] = "medseg.cache/1"
+VERSION: Literal["medseg.cache/2"] = "medseg.cache/2"
 POSITIONS = 10_000
 _BLOCK_VOXELS = 32 * 32 * 32
 _INSIDE, _POINTS = "inside", "points"
@@ -44,7 +44,7 @@ class _File:
 class _Entry:
     """`<case>.json`; `sources` identifies the files the case was made of, `foreground_voxels` counts per value."""
 
-    schema: Literal["medseg.cache/1"]
+    schema: Literal["medseg.cache/2"]
     case_id: str
     channels: tuple[str, ...]
     geometry: Geometry

@@ -84,12 +84,12 @@ def point_names(header: Header, points: Mapping[str, Path], faults: list[Fault])
     return tuple(names)
 
 
-def read_points(case: Case, dataset: Dataset) -> Float64[np.ndarray, "n 3"]:
+def read_points(case: Case, dataset: Dataset, grid: Geometry | None = None) -> Float64[np.ndarray, "n 3"]:
     """Places (x, y, z) of the data set's landmarks, in its order, in mm LPS; NaN where a case does not know one.
 
     In pixels where the scan has no spacing (see `on_grid`). Names that the data set does not have are left out. Raises
     ImageError for unreadable files, DatasetError where none of its names is a landmark of the data set, or where the
-    unit of the points is not the scan's.
+    unit of the points is not the scan's; `grid` is that of the scan, where it has been read.
     """
     places = np.full((len(dataset.landmarks), 3), np.nan)
     if case.landmarks is None:
@@ -99,7 +99,7 @@ def read_points(case: Case, dataset: Dataset) -> Float64[np.ndarray, "n 3"]:
     if read.names and not known:
         hint = f"names are {', '.join(dataset.landmarks[:8])}"
         raise DatasetError("holds no landmark of the data set", where=case.landmarks, hint=hint)
-    read = _in_unit_of_scan(read, case, dataset)
+    read = _in_unit_of_scan(read, case, dataset) if grid is None else on_grid(read, grid, where=case.landmarks)
     for name in known:
         places[dataset.landmarks.index(name)] = read.points_mm[read.names.index(name)]
     return places

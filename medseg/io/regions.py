@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import combinations
 
 from medseg.types.dataset import Fault
 from medseg.types.labels import Label, Labels
@@ -14,7 +15,8 @@ def region_faults(labels: Labels) -> tuple[Fault, ...]:
     """What is wrong with the regions of a data set and the values that they write; nothing for plain classes.
 
     An error where a predicted label map, read again, would not say which regions a voxel lies in. A warning for a
-    region that a later one hides: later regions are written over earlier ones, as in nnU-Net.
+    region that a later one hides, since later regions are written over earlier ones, as in nnU-Net, and for two that
+    overlap in part.
 
     >>> brain = Labels((Label("whole", (1, 2, 4), write=1), Label("core", (1, 4), write=2), Label("enhancing", (4,))))
     >>> [(fault.severity, fault.what) for fault in region_faults(brain)]
@@ -26,7 +28,7 @@ def region_faults(labels: Labels) -> tuple[Fault, ...]:
         return ()
     clash = next(_clashes(labels), "")
     wrong = [Fault("", _FILE, "error", clash, _remedy(labels))] if clash else []
-    return (*wrong, *_hidden(labels))
+    return (*wrong, *_hidden(labels), *_partly_shared(labels))
 
 
 def _clashes(labels: Labels) -> Iterator[str]:
@@ -62,6 +64,16 @@ def _hidden(labels: Labels) -> Iterator[Fault]:
             what = f'region "{item.name}" lies in {", ".join(over)}, written over it: no label map would show it'
             fix = f"list larger regions before the smaller ones in them, as for nnU-Net ({order})"
             yield Fault("", _FILE, "warning", what, f"{fix}, and regions_class_order in the same order")
+
+
+def _partly_shared(labels: Labels) -> Iterator[Fault]:
+    """Pairs of which neither holds the other: one value per voxel cannot say which of the two, or both, it lies in."""
+    for one, other in combinations(labels.items, 2):
+        mine, theirs = set(one.values), set(other.values)
+        if mine & theirs and mine - theirs and theirs - mine:
+            what = f'regions "{one.name}" and "{other.name}" overlap in part: label maps cannot show where both are'
+            fix = "make regions of the three parts, or let one hold the other"
+            yield Fault("", _FILE, "warning", what, f"{fix}; probabilities are not affected")
 
 
 def _remedy(labels: Labels) -> str:

@@ -1,6 +1,8 @@
 """Which files a result was made of, as one hash: a name alone may be that of another patient's scan."""
 
 import hashlib
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,9 +10,10 @@ from medseg.io.files import file_sha256
 from medseg.io.images import image_stem
 from medseg.types.dataset import Case
 
-_HEADERS = (".mhd", ".nhdr", ".hdr", ".hdr.gz")
-_VOXELS = (".raw", ".raw.gz", ".zraw", ".img", ".img.gz")
-_SAMPLE = 1 << 20  # bytes
+_NAMED = (".mhd", ".nhdr")  # headers that name the file of their voxels
+_NIFTI, _VOXELS = (".hdr", ".hdr.gz"), (".img", ".img.gz")
+_DATA_FILE = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)([^\r\n]*)", re.MULTILINE | re.IGNORECASE)
+_SAMPLE, _LONGEST_HEADER = 1 << 20, 1 << 20  # bytes
 
 
 def source_sha256(case: Case, *, lasting: bool = True) -> str:
@@ -24,7 +27,7 @@ def source_sha256(case: Case, *, lasting: bool = True) -> str:
     lines = [" ".join((*case.series_uids, *map(str, case.volumes)))]
     groups: tuple[tuple[Path, ...], ...] = case.files or ((),) * len(case.images)
     for path, files in zip(case.images, groups, strict=True):
-        own = files or (path, *_voxel_files(path))
+        own = files or tuple(_files(path))
         lines += ["channel", *(_states(own) if lasting else sorted(map(file_sha256, own)))]
     return hashlib.sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()
 
@@ -39,8 +42,22 @@ def _states(files: Sequence[Path]) -> list[str]:
     return [*(f"{file.name} {state.st_size} {state.st_mtime_ns}" for file, state in found), sample]
 
 
+def _files(path: Path) -> Iterator[Path]:
+    """A scan's files: those of a folder, or a file and what belongs to it."""
+    if path.is_dir():
+        yield from sorted(file for file in path.rglob("*") if file.is_file())
+    else:
+        yield path
+        yield from _voxel_files(path)
+
+
 def _voxel_files(path: Path) -> Iterator[Path]:
-    """Files with the voxels of a header, named like it."""
-    if path.name.lower().endswith(_HEADERS):
-        beside = (path.with_name(image_stem(path) + ending) for ending in _VOXELS)
-        yield from (file for file in beside if file.is_file())
+    """Files with the voxels of a header: those it names, or named like it."""
+    name = path.name.lower()
+    if name.endswith(_NAMED):
+        stated = _DATA_FILE.search(path.read_bytes()[:_LONGEST_HEADER])
+        file = path.parent / os.fsdecode(stated[1].strip()) if stated else path
+        yield from (file,) if file != path and file.is_file() else ()
+    elif name.endswith(_NIFTI):
+        wanted = {f"{image_stem(path)}{ending}".lower() for ending in _VOXELS}
+        yield from (file for file in sorted(path.parent.iterdir()) if file.name.lower() in wanted)

@@ -37,9 +37,17 @@ def success_rate(errors_mm: Sequence[float], within_mm: float) -> float:
 
 
 def check_units(case_id: str, prediction: Landmarks, reference: Landmarks, second: Landmarks | None = None) -> None:
-    """Raise GeometryError unless the files of a case are all in mm or all in pixels."""
+    """Raise GeometryError unless the files of a case are all in mm or all in pixels.
+
+    "mm" in a plane (z = 0) beside found pixels are pixels: viewers take a picture without a spacing for one with 1 mm.
+    """
     files: dict[str, Landmarks | None] = {"prediction": prediction, "reference": reference, "second reader": second}
-    units = {name: one.unit for name, one in files.items() if one is not None}
+    flat = prediction.unit == "px"
+    units = {
+        name: "px" if flat and not np.nan_to_num(one.points_mm[:, 2]).any() else one.unit
+        for name, one in files.items()
+        if one is not None
+    }
     if len(set(units.values())) > 1:
         what = ", ".join(f"{name} is in {unit}" for name, unit in units.items())
         hint = "give all in mm or all in pixels; medseg predict --spacing finds points of pictures in mm"

@@ -147,7 +147,7 @@ def _measure_all(
 def _read_and_measure(dataset: Dataset, case: Case, *, keep_flat: bool) -> tuple[Measurement, Pictures] | str:
     try:
         image, labels = read_pair(case, dataset)
-        places = image.geometry.to_voxels(read_points(case, dataset))
+        places = image.geometry.to_voxels(read_points(case, dataset, image.geometry))
         inside = np.all((places >= -0.5) & (places <= np.array(image.geometry.shape) - 0.5), axis=1)
         one, pictures = measure_case(case.id, image, labels, flat=keep_flat and image.geometry.shape[0] == 1)
         placed = tuple(name for name, there in zip(dataset.landmarks, inside, strict=True) if there)

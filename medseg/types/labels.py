@@ -66,6 +66,11 @@ class Labels:
         """Whether classes may overlap, so that each has its own sigmoid."""
         return any(len(item.values) > 1 for item in self.items)
 
+    def mean_the_same(self, other: "Labels") -> bool:
+        """Whether networks for one serve the other: values that are written may differ."""
+        one, two = ([(item.name, item.values) for item in labels.items] for labels in (self, other))
+        return one == two and self.ignore == other.ignore
+
     def outputs(self) -> int:
         """Number of network channels: one per region, or background plus one per class; 0 without classes."""
         return len(self.items) + (0 if self.are_regions() or not self.items else 1)

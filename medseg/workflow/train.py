@@ -37,7 +37,8 @@ from medseg.workflow.devices import resolve_device, resolve_precision
 from medseg.workflow.size_plan import warn_of_size
 from medseg.workflow.switches import say_doubts
 from medseg.workflow.teacher import check_teacher, open_teacher, unseen_member
-from medseg.workflow.validation import Validated, clean_and_score, validate_fold
+from medseg.workflow.validate_fold import Validated, validate_fold
+from medseg.workflow.validation import clean_and_score
 
 _LOG = logging.getLogger("medseg")
 Fold = int | Literal["all"]
@@ -223,8 +224,9 @@ def _check_match(plan: Plan, dataset: Dataset) -> None:
             where="channels",
             hint="make the plan from this data set",
         )
-    for field in ("labels", "landmarks"):
-        if getattr(plan, field) != getattr(dataset, field):
+    same = {"labels": plan.labels.mean_the_same(dataset.labels), "landmarks": plan.landmarks == dataset.landmarks}
+    for field, agree in same.items():
+        if not agree:
             raise PlanError(f"{field} differ from the data set's", where=field, hint="make the plan from this data set")
 
 

@@ -1,24 +1,18 @@
 """Whole-volume validation of trained folds, and what is learnt from it: cleaning and scores."""
 
-import logging
 import math
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
-from medseg.errors import MedsegError, TrainingError
+from medseg.errors import GeometryError, MedsegError, TrainingError
 from medseg.io.bundles import remove_parts
 from medseg.io.dataset_points import read_points
-from medseg.io.files import file_sha256, write_text
-from medseg.io.images import read_labels, write_labels
-from medseg.io.landmarks import read_landmarks, write_landmarks
-from medseg.io.outputs import landmark_names
-from medseg.io.pairs import in_order, read_pair, read_scan
-from medseg.io.records import record_sha256, write_record
+from medseg.io.images import read_labels
+from medseg.io.landmarks import read_landmarks
+from medseg.io.pairs import in_order, read_pair
+from medseg.io.records import write_record
 from medseg.metrics.cases import json_number, score_case, summarise
 from medseg.metrics.landmarks import score_landmarks, summarise_landmarks
 from medseg.planning.cleaning import choose_cleaning
@@ -29,82 +23,11 @@ from medseg.types.image import LabelMap
 from medseg.types.landmarks import Landmarks
 from medseg.types.plan import Plan, Step
 from medseg.types.progress import Progress, Report, silent
-from medseg.types.result import CaseScores, Member, ModelBundle
-from medseg.workflow.model import PredictOptions, members_of, predict_image
+from medseg.types.result import CaseScores
+from medseg.workflow.validate_fold import Validated, with_error
 
-_LOG = logging.getLogger("medseg")
 _SCORES = "validation_scores.json"
-Fold = int | str
-
-
-@dataclass(frozen=True)
-class Validated:
-    """A case with the fold that never saw it, and the files predicted for it.
-
-    `prediction` is the label map without cleaning, which tasks without classes do not have; `landmarks` the points;
-    `error` says why there is nothing to score.
-    """
-
-    case: Case
-    fold: Fold
-    prediction: Path
-    landmarks: Path | None = None
-    error: str | None = None
-
-    def is_there(self, plan: Plan) -> bool:
-        """Whether all files that the plan predicts are there."""
-        points = self.landmarks is None or self.landmarks.exists()
-        return points and (self.prediction.exists() or not plan.labels.items)
-
-
 Pair = Callable[[Validated], tuple[LabelMap, LabelMap]]  # prediction and reference
-
-
-def validate_fold(
-    plan: Plan,
-    dataset: Dataset,
-    case_ids: Sequence[str],
-    folder: Path,
-    *,
-    device: torch.device,
-    report: Report = silent,
-) -> tuple[Validated, ...]:
-    """Predict the scans `case_ids` with the weights in `folder` (fold_k) into `folder`/validation, without cleaning.
-
-    The same steps as prediction. Cases that these weights have predicted before, with the same inference settings, are
-    kept; one that cannot be predicted is logged and has an `error`. Nobody else may be validating there.
-    """
-    cases = {case.id: case for case in dataset.cases}
-    fold = _fold_name(folder)
-    out = folder / "validation"
-    found = [
-        Validated(cases[name], fold, out / f"{name}.nii.gz", out / landmark_names(name)[1] if plan.landmarks else None)
-        for name in case_ids
-    ]
-    weights = folder / "weights.safetensors"
-    sha256 = file_sha256(weights)
-    _forget_others(out, f"{sha256} {record_sha256(plan.inference)}")
-    remove_parts(out)
-    missing = [one for one in found if not one.is_there(plan)]
-    if not missing:
-        return tuple(found)
-    member = Member(fold if isinstance(fold, int) else "all", weights.name, sha256)
-    bundle = ModelBundle(folder, plan, (member,), {})
-    options = PredictOptions(clean=False)
-    members = members_of(bundle, device, options)
-    failed: dict[str, Validated] = {}
-    for done, one in enumerate(missing, start=len(found) - len(missing) + 1):
-        try:
-            image = read_scan(one.case, dataset)
-            made = predict_image(image, bundle, members, device=device, options=options, case_id=one.case.id)
-            if plan.labels.items:
-                write_labels(made.labels, one.prediction)
-            if one.landmarks is not None and made.landmarks is not None:
-                write_landmarks(made.landmarks, one.landmarks)
-        except MedsegError as problem:
-            failed[one.case.id] = _failed(one, problem)
-        report(Progress(f"validate {folder.name}", done, len(found)))
-    return tuple(failed.get(one.case.id, one) for one in found)
 
 
 def clean_and_score(
@@ -207,21 +130,13 @@ def _label_scores(
     return replace(plan, postprocess=steps, reasons=reasons), scores
 
 
-def _failed(one: Validated, problem: MedsegError) -> Validated:
-    """The case with its error, which is logged."""
-    text = str(problem)
-    error = text if text.startswith(one.case.id) else f"{one.case.id}: {text}"
-    _LOG.warning("fold %s is validated without a case: %s", one.fold, error)
-    return replace(one, error=error)
-
-
 def _loaded(pair: Pair, validated: Sequence[Validated], failed: list[Validated]) -> Iterator[tuple[LabelMap, LabelMap]]:
     """The pair of every case that can be read; the others are added to `failed`."""
     for one in validated:
         try:
             both = pair(one)
         except MedsegError as problem:
-            failed.append(_failed(one, problem))
+            failed.append(with_error(one, problem))
         else:
             yield both
 
@@ -239,6 +154,9 @@ def _pair(dataset: Dataset, plan: Plan, one: Validated) -> tuple[LabelMap, Label
     image, reference = read_pair(one.case, dataset)
     reference = scored(reference, image, plan.preprocess)
     prediction = read_labels(one.prediction, dataset.labels, predicted=True)
+    if prediction.array.shape != reference.array.shape:
+        what = f"has {prediction.array.shape} voxels where the scan has {reference.array.shape}"
+        raise GeometryError(what, where=one.prediction, hint="the scan was replaced; run the same command again")
     return replace(prediction, geometry=reference.geometry), reference
 
 
@@ -282,18 +200,3 @@ def _dice(rows: Sequence[CaseScores], name: str) -> float:
 def _mean(values: Iterable[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
-
-
-def _forget_others(out: Path, made_by: str) -> None:
-    """Remove predictions of other weights or inference settings than `made_by` stands for."""
-    note = out / "weights.sha256"
-    if note.exists() and note.read_text(encoding="utf-8").strip() == made_by:
-        return
-    if out.exists():
-        shutil.rmtree(out)
-    write_text(note, made_by + "\n")
-
-
-def _fold_name(folder: Path) -> Fold:
-    name = folder.name.removeprefix("fold_")
-    return int(name) if name.isdigit() else name

@@ -61,6 +61,7 @@ def test_score_lines_give_the_dice_the_cases_and_the_cleaning():
         "cleaning: nothing helps",
     ]
     assert "every case was trained on" in score_lines({"cases": 0})
+    assert score_lines({**scores, "failed": [{}, {}]}).splitlines()[-1].startswith("NOT VALIDATED: 2 cases failed")
 
 
 def test_score_lines_of_landmarks_give_distance_success_and_what_is_missing():

@@ -53,13 +53,18 @@ def test_values_that_do_not_tell_regions_apart_are_an_error_with_values_that_do(
         ({"kidney": [1, 2, 3], "masses": [2, 3], "tumour": 2}, [1, 3, 2]),
         (SIDES, [3, 1, 2]),
         ({"left": [1, 2], "right": [3, 4]}, [10, 20]),
-        ({"front": [1, 2], "back": [2, 3]}, [1, 2]),
         ({"organ": 1, "tumour": 2}, [5, 5]),
     ],
 )
 def test_what_can_be_read_again_has_no_fault(tmp_path, labels, order):
     describe(tmp_path, labels, order)
     assert survey(tmp_path)[1] == () and len(read_dataset(tmp_path).cases) == 1
+
+
+def test_regions_that_overlap_in_part_are_a_warning(tmp_path):
+    describe(tmp_path, {"front": [1, 2], "back": [2, 3]}, [1, 3])
+    (fault,) = survey(tmp_path)[1]
+    assert fault.severity == "warning" and '"front" and "back" overlap in part' in fault.what
 
 
 def test_regions_that_later_ones_hide_are_a_warning(tmp_path):

@@ -60,14 +60,36 @@ def test_channels_are_told_in_their_order(tmp_path):
     assert source_sha256(Case("x", (one, two))) != source_sha256(Case("x", (two, one)))
 
 
-@pytest.mark.parametrize(
-    ("header", "voxels"), [("a.mhd", "a.zraw"), ("a.nhdr", "a.raw.gz"), ("a.hdr", "a.img"), ("a.HDR.GZ", "a.img.gz")]
-)
+@pytest.mark.parametrize(("header", "voxels"), [("a.hdr", "a.img"), ("a.HDR.GZ", "a.img.gz")])
 def test_voxels_beside_a_header_count(tmp_path, header, voxels):
     case = Case("a", (write(tmp_path / header, b"header"),))
     write(tmp_path / voxels, b"abc")
     first = source_sha256(case)
     write(tmp_path / voxels, b"abcd")
+    assert source_sha256(case) != first
+
+
+@pytest.mark.parametrize(
+    ("header", "text", "voxels"),
+    [
+        ("ct.mhd", b"NDims = 3\nElementDataFile = data/v.bin\n", "data/v.bin"),
+        ("ct.nhdr", b"NRRD0004\ndata file: v.bin\n\n", "v.bin"),
+        ("SCAN.HDR", b"x", "SCAN.IMG"),
+    ],
+)
+def test_voxels_that_a_header_names_count(tmp_path, header, text, voxels):
+    case = Case("ct", (write(tmp_path / header, text),))
+    write(tmp_path / voxels, b"abc")
+    first = source_sha256(case)
+    write(tmp_path / voxels, b"abcd")
+    assert source_sha256(case) != first
+
+
+def test_every_file_of_a_folder_counts(tmp_path):
+    case = Case("ct", (tmp_path / "series",))
+    write(tmp_path / "series/1.dcm", b"abc")
+    first = source_sha256(case)
+    write(tmp_path / "series/deeper/2.dcm", b"abc")
     assert source_sha256(case) != first
 
 

@@ -1,6 +1,7 @@
 import json
 import math
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -118,9 +119,11 @@ def test_nothing_placed_gives_no_numbers_and_no_error():
 
 @pytest.mark.parametrize("units", [("px", "mm", None), ("mm", "px", None), ("mm", "mm", "px"), ("px", "px", "mm")])
 def test_points_in_mm_and_in_pixels_are_not_compared(units):
-    files = [None if unit is None else Landmarks(("tip",), np.zeros((1, 3)), unit=unit) for unit in units]
+    files = [None if unit is None else Landmarks(("tip",), np.full((1, 3), 1.0), unit=unit) for unit in units]
     with pytest.raises(GeometryError, match=rf"^case_7: prediction is in {units[0]}, reference is in {units[1]}"):
         check_units("case_7", *files)
+    flat = Landmarks(("tip",), np.array([[1.0, 2.0, 0.0]]))
+    check_units("case_7", replace(flat, unit="px"), flat, flat)  # a viewer's mm of a picture without a spacing
     for unit in ("mm", "px"):
         same = Landmarks(("tip",), np.zeros((1, 3)), unit=unit)
         check_units("case_7", same, same, same)

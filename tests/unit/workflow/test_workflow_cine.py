@@ -44,7 +44,8 @@ from medseg.workflow import report
 from medseg.workflow.cine import predict_cine, temporal_median
 from medseg.workflow.model import PredictOptions, members_of
 from medseg.workflow.predict import predict_folder
-from medseg.workflow.validation import Validated, clean_and_score
+from medseg.workflow.validate_fold import Validated
+from medseg.workflow.validation import clean_and_score
 
 CYST = Label("cyst", (1,), Code("SCT", "367643001", "Cyst"))
 LABELS = Labels((CYST, Label("wall", (2,))))

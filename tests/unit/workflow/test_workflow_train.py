@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from medseg.io.records import read_record
 from medseg.training.lock import locked
 from medseg.types.dataset import Split
 from medseg.types.plan import Inference, LossTerm, Step
-from medseg.workflow import devices, validation
+from medseg.workflow import devices, validate_fold
 from medseg.workflow.devices import resolve_device, resolve_precision
 from medseg.workflow.predict import load_model
 from medseg.workflow.train import _splits, prepare, train
@@ -129,11 +130,11 @@ def test_a_fold_that_finishes_elsewhere_meanwhile_is_in_the_bundle(pictures, tmp
 
 def test_predictions_of_other_weights_are_not_taken_over(tmp_path):
     out = tmp_path / "validation"
-    validation._forget_others(out, "one")
+    validate_fold._forget_others(out, "one")
     (out / "a.nii.gz").write_bytes(b"x")
-    validation._forget_others(out, "one")
+    validate_fold._forget_others(out, "one")
     assert (out / "a.nii.gz").exists()
-    validation._forget_others(out, "two")
+    validate_fold._forget_others(out, "two")
     assert not (out / "a.nii.gz").exists()
 
 
@@ -253,14 +254,14 @@ def test_other_inference_settings_keep_the_weights_and_validate_again(trained, p
 
 
 def test_a_case_that_cannot_be_predicted_costs_only_itself(pictures, tmp_path, monkeypatch, caplog):
-    plan, real, bad = flat_plan(epochs=1, steps_per_epoch=1), validation.predict_image, []
+    plan, real, bad, short = flat_plan(epochs=1, steps_per_epoch=1), validate_fold.predict_image, [], None
 
     def predict_image(image, *args, case_id, **options):
         if case_id in bad:
-            raise ImageError("is too large", where=case_id, hint="crop it")
+            raise short or ImageError("is too large", where=case_id, hint="crop it")
         return real(image, *args, case_id=case_id, **options)
 
-    monkeypatch.setattr(validation, "predict_image", predict_image)
+    monkeypatch.setattr(validate_fold, "predict_image", predict_image)
     held_out = _splits(read_dataset(pictures), tmp_path, "cv")[2].val
     bad += held_out
     with pytest.raises(TrainingError, match=r"none of 2 validation cases can be scored .*is too large"):
@@ -271,11 +272,27 @@ def test_a_case_that_cannot_be_predicted_costs_only_itself(pictures, tmp_path, m
         bundle = train(plan, pictures, tmp_path, folds=2, device="cpu")
     assert [row["case"] for row in bundle.scores["per_case"]] == [held_out[1]] and bundle.scores["cases"] == 1
     (failed,) = bundle.scores["failed"]
-    assert failed == {"case": held_out[0], "fold": 2, "error": f"{held_out[0]}: is too large. crop it"}
-    assert f"fold 2 is validated without a case: {held_out[0]}" in caplog.text
+    assert failed == {"case": held_out[0], "fold": 2, "error": "is too large"}
+    assert f"fold 2 is validated without {held_out[0]}: {held_out[0]}: is too large. crop it" in caplog.text
+    short = torch.OutOfMemoryError("CUDA out of memory.")
+    bundle = train(plan, pictures, tmp_path, folds=2, device="cpu")
+    assert [row["error"] for row in bundle.scores["failed"]] == ["out of memory"]
     bad.clear()
     healed = train(plan, pictures, tmp_path, folds=2, device="cpu")
     assert healed.scores["cases"] == 2 and "failed" not in healed.scores
+
+
+def test_a_scan_that_was_replaced_is_validated_again(trained, pictures, tmp_path):
+    data, run = Path(shutil.copytree(pictures, tmp_path / "data")), Path(shutil.copytree(trained, tmp_path / "run"))
+    stages = []
+    options = {"folds": 1, "device": "cpu", "report": lambda progress: stages.append(progress.stage)}
+    train(flat_plan(), data, run, **options)
+    assert "validate fold_1" not in stages  # the same files, wherever they lie
+    name = _splits(read_dataset(data), run, "cv")[1].val[0]
+    (scan,) = (data / "imagesTr").glob(f"{name}_0000.*")
+    os.utime(scan, ns=(1, 1))
+    train(flat_plan(), data, run, **options)
+    assert "validate fold_1" in stages
 
 
 def test_leftovers_of_killed_processes_go_and_files_of_living_ones_stay(trained, pictures, tmp_path):
