@@ -25,8 +25,8 @@ def fit_whole(
     """The finest grid whose patch, which covers every scan, fits, and what fits on it.
 
     Starts from the spacing of `full`. Grids grow coarser in mm alike along all axes: an axis that is coarser stays as
-    it is until the others have come up to it. Under a time budget a grid that affords only a narrow network counts as
-    too large, unless all do. Raises Shortage if even the coarsest is too large.
+    it is until the others have come up to it. Under a time budget a grid that affords only a narrow network or few
+    steps counts as too large, unless all do. Raises Shortage if even the coarsest is too large.
     """
     grids = _grids(full, fingerprint)
     too_large, fits, guess, leap = -1, len(grids), 0, 1
@@ -36,7 +36,7 @@ def fit_whole(
     while fits - too_large > 1:
         try:
             found = fitted(grids[guess])
-            if budget.hours is None or not _is_narrow(found, full):
+            if budget.hours is None or not _is_poor(found, full):
                 best, fits = found, guess
                 guess, leap = max(too_large + 1, fits - leap), 2 * leap
                 continue
@@ -55,9 +55,10 @@ def fit_whole(
     return narrow
 
 
-def _is_narrow(found: Fitted, full: Fit) -> bool:
-    """Whether the first stage has fewer channels than are useful, and than the preset could give it."""
-    return found.network.topology.channels[0] < min(presets.USEFUL_CHANNELS, max(full.preset.bases))
+def _is_poor(found: Fitted, full: Fit) -> bool:
+    """Whether steps are few, or first channels fewer than are useful and than the preset could give."""
+    narrow = found.network.topology.channels[0] < min(presets.USEFUL_CHANNELS, max(full.preset.bases))
+    return narrow or (found.steps or presets.WHOLE_STEPS) < presets.WHOLE_STEPS
 
 
 def whole_spacing(full: Decision[SpacingMm], fit: Fit, native: Vec3, unit: str) -> Decision[SpacingMm]:
