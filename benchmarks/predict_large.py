@@ -212,6 +212,8 @@ def nnunet_plans() -> dict:
 def main() -> None:
     tool, folder = sys.argv[1], Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
+    if tool == "medseg":
+        import medseg  # noqa: F401  before torch, as the command does
     scan = folder / "scan.nii.gz"
     if not scan.exists():
         make_scan(scan)
