@@ -32,7 +32,7 @@ def evaluate_landmarks(
 ) -> tuple[LandmarkScores, ...]:
     """Radial errors of every reference, paired with the prediction of the same name; two folders, or two files.
 
-    In mm, or in pixels where all files of a case say px. Files are .mrk.json, .fcsv or .csv; where a case has several,
+    In mm, or in pixels (see `check_units`). Files are .mrk.json, .fcsv or .csv; where a case has several,
     the first of these is read. `second_reader`: files of another person, whose distance to the reference is given
     beside. A reference whose prediction is missing, unreadable or in another unit is a failed case, last in the result,
     and all its landmarks are missing. Writes nothing.

@@ -10,7 +10,7 @@ from pathlib import Path
 import medseg
 from medseg.errors import DatasetError, MedsegError
 from medseg.io.archives import unpacked
-from medseg.io.bundles import bundle_folder, bundle_sha256, load_bundle
+from medseg.io.bundles import bundle_folder, bundle_sha256, load_bundle, remove_parts
 from medseg.io.outputs import format_like
 from medseg.io.processes import Limits, Lost, run_apart
 from medseg.io.scans import find_cases
@@ -271,5 +271,4 @@ def _done_before(batch: _Batch, report: Report) -> dict[int, CaseReport]:
 def _remove_leftovers(out: Path) -> None:
     """Temporary files of a run that was killed."""
     for folder in (out, out / "probabilities"):
-        for path in folder.glob(".part-*"):
-            path.unlink(missing_ok=True)
+        remove_parts(folder)
