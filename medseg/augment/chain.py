@@ -9,6 +9,7 @@ from types import MappingProxyType
 import torch
 
 from medseg.augment.cbct import cupping, metal_streak, offset, ring, truncation
+from medseg.augment.elastic import elastic
 from medseg.augment.intensity import blur, brightness, contrast, erase, gamma, low_resolution, noise, speckle
 from medseg.augment.mixup import MIXING
 from medseg.augment.spatial import affine, centre_crop, draw_matrix, mirror, rotation, shift_of
@@ -28,6 +29,7 @@ AUGMENT: Mapping[str, Augment] = MappingProxyType(
         "brightness": brightness,
         "contrast": contrast,
         "cupping": cupping,
+        "elastic": elastic,
         "erase": erase,
         "gamma": gamma,
         "low_resolution": low_resolution,

@@ -172,10 +172,17 @@ def _sample(
 ) -> tuple[Tensor, Tensor]:
     """Image (b, c, *s), labels (b, 1, *s) at `matrix` times the offset from the centre + `shift`, on `out` voxels."""
     place = _places(matrix.to(image.device), image.shape[2:], out)
-    place = place if shift is None else place + shift.to(image.device)
+    return sample_at(image, labels, place if shift is None else place + shift.to(image.device))
+
+
+def sample_at(image: Tensor, labels: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """Image (b, c, *s) and labels (b, 1, *s) at the voxel coordinates `place` (*out, d), 0 outside.
+
+    Images are interpolated linearly, labels are the largest of the linearly interpolated indicators.
+    """
     scale = torch.tensor([2.0 / n for n in image.shape[2:]], device=image.device)
     first = torch.tensor([1.0 / n - 1 for n in image.shape[2:]], device=image.device)
-    grid = torch.addcmul(first, place, scale).flip(-1).expand(image.shape[0], *[-1] * (len(out) + 1))
+    grid = torch.addcmul(first, place, scale).flip(-1).expand(image.shape[0], *[-1] * place.ndim)
     values = _present(labels)
     many = len(values) > _FEW
     fields = _ranks(labels, values) if many else [(labels == value).to(image.dtype) for value in values]
