@@ -17,6 +17,7 @@ from medseg.io.files import write_text
 from medseg.io.images import image_stem, is_image, read_labels
 from medseg.io.landmarks import read_landmarks
 from medseg.io.pairs import read_pair
+from medseg.io.plain_json import read_json
 from medseg.io.records import read_record
 from medseg.metrics.cases import score_case, summarise
 from medseg.metrics.landmarks import score_landmarks, summarise_landmarks
@@ -87,18 +88,20 @@ def write_report(run: Path | str, dataset: Path | str, out: Path | None = None, 
     """A page about a training run from its validation predictions and the data set they belong to.
 
     Scores every validated case after the cleaning of the run's bundle, and its landmarks, and shows `pictures` of them
-    from worst to best. Writes `out`, by default `report.html` in the run folder, and returns it. Raises DatasetError if
-    the run has no validation prediction of a case of the data set, PlanError if it holds no finished model.
+    from worst to best; cases whose validation failed are named with the reason. Writes `out`, by default `report.html`
+    in the run folder, and returns it. Raises DatasetError if the run has no validation prediction of a case of the data
+    set, PlanError if it holds no finished model.
     """
     run = Path(run)
     plan = read_record(run / "bundle" / "plan.json", Plan)
     data = read_dataset(dataset)
     cases = {case.id: case for case in data.cases}
+    failed = _failed(run / "bundle" / "scores.json")
     files = (path for path in sorted(run.glob("fold_*/validation/*")) if is_image(path) or point_stem(path))
     found: dict[str, list[Path]] = {}
     for path in files:
         name = image_stem(path) if is_image(path) else point_stem(path)
-        if name in cases:
+        if name in cases and name not in failed:
             found.setdefault(name, []).append(path)
     if not found:
         raise DatasetError(
@@ -115,7 +118,10 @@ def write_report(run: Path | str, dataset: Path | str, out: Path | None = None, 
     page = Page(
         title=f"Training run {plan.name}",
         paragraphs=("Every case below was predicted by a network that was not trained on it.",),
-        facts=_facts(plan, len(loaded), scores, landmarks),
+        facts=(
+            *_facts(plan, len(loaded), scores, landmarks),
+            *((f"not validated: {c}", why) for c, why in failed.items()),
+        ),
         scores=scores,
         landmarks=landmarks,
         pictures=tuple(shown),
@@ -123,6 +129,12 @@ def write_report(run: Path | str, dataset: Path | str, out: Path | None = None, 
         plan=plan,
     )
     return write_page(page, out or run / "report.html")
+
+
+def _failed(path: Path) -> dict[str, str]:
+    """Case to reason of what training could not validate, by the scores of its bundle."""
+    scores = read_json(path) if path.exists() else {}
+    return {one["case"]: one["error"] for one in scores.get("failed", ())}
 
 
 @dataclass(frozen=True, eq=False)

@@ -101,3 +101,13 @@ def test_a_run_that_finds_landmarks_only_has_a_table_and_pictures_worst_first(tm
     first, second, third = (text.index(f"{case}: mean radial error") for case in "abc")
     assert first < second < third
     assert "Crosses: landmarks found" in text and "Dice" not in text
+
+
+def test_cases_that_could_not_be_validated_are_named_with_the_reason_and_not_scored(tmp_path):
+    run, data = landmark_run(tmp_path)
+    failed = [{"case": "b", "fold": 0, "error": "b.png: cannot be read"}]
+    (run / "bundle" / "scores.json").write_text(json.dumps({"failed": failed}))
+    page = read(write_report(run, data))
+    text = " ".join(page.text.split())
+    assert "not validated: bb.png: cannot be read" in text
+    assert "validated cases2" in text and len(page.found) == 2
