@@ -144,9 +144,7 @@ def _stage(sizes: Sizes, inputs: int, k: int, encoder: str, style: Style) -> nn.
     build, parts = stage_kind(encoder, style.blocks), []
     if k == 1:
         parts, inputs, stride = [ConvNormAct(inputs, channels, kernel, stride, style)], channels, (1, 1)
-    more = after_stage(
-        style.attention, channels, sizes.spacings[k], coarsest=k == len(sizes.channels) - 1, options=style.blocks
-    )
+    more = after_stage(style, channels, sizes.spacings[k], coarsest=k == len(sizes.channels) - 1)
     return nn.Sequential(*parts, build(inputs, channels, kernel, stride, blocks, style), *more)
 
 

@@ -53,9 +53,7 @@ class Fcn(nn.Module):
         self.encoder, self.scores = nn.ModuleList(), nn.ModuleDict()
         total, last = (1,) * len(sizes.divisor), len(stages) - 1
         for k, stage in enumerate(stages):
-            more = after_stage(
-                style.attention, sizes.channels[k], sizes.spacings[k], coarsest=k == last, options=style.blocks
-            )
+            more = after_stage(style, sizes.channels[k], sizes.spacings[k], coarsest=k == last)
             self.encoder.append(nn.Sequential(stage, *more))
             total = tuple(t * s for t, s in zip(total, sizes.strides[k], strict=True))
             if k == last or max(total) >= finest:

@@ -5,6 +5,7 @@ activations and kernels are MONAI's, and there are no options for other blocks; 
 names is used.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -54,11 +55,12 @@ def swin_unetr(
     """Swin UNETR: shifted-window attention in the encoder, convolutions in the decoder (Hatamizadeh 2022).
 
     It halves every axis five times whatever the topology says, and pads images to multiples of 32 inside; the feature
-    size is the multiple of 12 nearest to the channels of the first stage. Raises PlanError if MONAI is missing.
+    size is the multiple of 12 nearest to the channels of the first stage. A feature smaller than the window has a
+    smaller one, with the biases of the same offsets. Raises PlanError if MONAI is missing.
     """
     with _needed("swin_unetr"):
         import einops  # noqa: F401  # MONAI finds out too late
-        from monai.networks.nets.swin_unetr import SwinUNETR
+        from monai.networks.nets.swin_unetr import SwinTransformerBlock, SwinUNETR
     size = max(12, 12 * round(topology.channels[0] / 12))
     network: Any = SwinUNETR(
         in_channels=in_channels,
@@ -73,6 +75,11 @@ def swin_unetr(
         use_v2=v2,
     )
     network.out = nn.Identity()
+    for block in network.modules():
+        if isinstance(block, SwinTransformerBlock):
+            fitted = BiasOfOffset(block.attn.window_size)
+            block.register_forward_pre_hook(fitted.narrow)
+            block.register_forward_hook(fitted.widen, always_call=True)
     return FromMonai(network, (size,), (32,) * topology.ndim)
 
 
@@ -168,6 +175,31 @@ class FromMonai(nn.Module):
             ]
             for feature in features[: len(self.feature_channels)]
         )
+
+
+class BiasOfOffset:
+    """Hooks of one Swin block that keep the bias of an offset the same where a feature is smaller than the window.
+
+    MONAI then reads the first rows and columns of an index made for the whole window, in which a token's number is that
+    of another place.
+    """
+
+    def __init__(self, window: Sequence[int]) -> None:
+        self.window = tuple(window)
+        self.whole: list[Tensor] = []
+
+    def narrow(self, block: Any, inputs: tuple[Any, ...]) -> None:
+        """Before a block: its index for the window that fits the feature (b, *s, c)."""
+        used = [slice(min(n, w)) for n, w in zip(inputs[0].shape[1:-1], self.window, strict=True)]
+        whole = block.attn.relative_position_index
+        self.whole.append(whole)
+        count = math.prod(part.stop for part in used)
+        fitted = whole.reshape(*self.window, *self.window)[(*used, *used)].reshape(count, count)
+        block.attn.relative_position_index = fitted
+
+    def widen(self, block: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """After a block: the index as it was."""
+        block.attn.relative_position_index = self.whole.pop()
 
 
 class Patches(nn.Module):

@@ -68,9 +68,7 @@ class Encoder(nn.Module):
         last = len(stages) - 1
         self.stages = nn.ModuleList()
         for k, stage in enumerate(stages):
-            more = after_stage(
-                style.attention, sizes.channels[k], sizes.spacings[k], coarsest=k == last, options=style.blocks
-            )
+            more = after_stage(style, sizes.channels[k], sizes.spacings[k], coarsest=k == last)
             self.stages.append(nn.Sequential(stage, *more))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:

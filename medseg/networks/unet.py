@@ -149,9 +149,7 @@ class UNet(nn.Module):
         self.ups, self.decoder = nn.ModuleList(), nn.ModuleList()
         last = len(stages) - 1
         for k, stage in enumerate(stages):
-            more = after_stage(
-                style.attention, sizes.channels[k], sizes.spacings[k], coarsest=k == last, options=style.blocks
-            )
+            more = after_stage(style, sizes.channels[k], sizes.spacings[k], coarsest=k == last)
             self.encoder.append(nn.Sequential(stage, *more) if more else stage)
         for k in range(last, 0, -1):
             fine, coarse = sizes.channels[k - 1], sizes.channels[k]

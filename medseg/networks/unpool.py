@@ -62,9 +62,7 @@ class UnpoolUNet(nn.Module):
         self.encoder, self.gates = nn.ModuleList(), nn.ModuleList()
         self.narrow, self.decoder = nn.ModuleList(), nn.ModuleList()
         for k, stage in enumerate(stages):
-            more = after_stage(
-                style.attention, sizes.channels[k], sizes.spacings[k], coarsest=k == last, options=style.blocks
-            )
+            more = after_stage(style, sizes.channels[k], sizes.spacings[k], coarsest=k == last)
             self.encoder.append(nn.Sequential(stage, *more))
         for k in range(last, 0, -1):
             fine, coarse, kernel = sizes.channels[k - 1], sizes.channels[k], sizes.kernels[k - 1]

@@ -60,7 +60,7 @@ class VNet(nn.Module):
         for k, (channels, stride, kernel, blocks) in enumerate(sizes.stages()):
             entry: nn.Module = _down(inputs, channels, stride, style) if k else nn.Identity()
             stage = ResidualStage(channels if k else inputs, channels, kernel, blocks, style)
-            more = after_stage(style.attention, channels, sizes.spacings[k], coarsest=k == last, options=style.blocks)
+            more = after_stage(style, channels, sizes.spacings[k], coarsest=k == last)
             self.encoder.append(nn.Sequential(entry, stage, *more))
             inputs = channels
         for k in range(last, 0, -1):

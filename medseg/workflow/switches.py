@@ -88,7 +88,7 @@ def batch_norm_of_one_sample(plan: Plan) -> Iterator[Fight]:
     name = _batch_norm(plan)
     if name and plan.sampling.batch == 1:
         what = f"{name} with a batch of 1 learns with each patch's own statistics and predicts with those of all"
-        yield Fight("sampling.batch", what, 'use "norm": "instance", or a batch of 8 or more')
+        yield Fight("sampling.batch", what, f"{_without_batch(name)}, or use a batch of 8 or more")
 
 
 def batch_norm_of_few_samples(plan: Plan) -> Iterator[Fight]:
@@ -96,12 +96,14 @@ def batch_norm_of_few_samples(plan: Plan) -> Iterator[Fight]:
     name = _batch_norm(plan)
     if name and 1 < plan.sampling.batch < FEW:
         what = f"{name} with a batch of {plan.sampling.batch} has noisy statistics"
-        yield Fight("sampling.batch", what, f'"norm": "instance" does not depend on the batch; {FEW} would do')
+        yield Fight("sampling.batch", what, f"{_without_batch(name)}; a batch of {FEW} would do, too")
 
 
 def repvgg_without_its_norm(plan: Plan) -> Iterator[Fight]:
     """RepVGG blocks have batch norm whatever the option says."""
-    norm = plan.network.options.get("norm")
+    from medseg.networks.build import BACKBONES
+
+    norm = resolved(plan.network.options, BACKBONES.get(plan.network.use), "norm")
     if plan.network.options.get("encoder") == "repvgg" and norm not in (None, "batch"):
         what = f'the encoder repvgg has batch norm, since branches with norm "{norm}" cannot be fused into one'
         yield Fight("network.options.norm", what, f'it is "{norm}" in the decoder only; say "batch" for both')
@@ -178,6 +180,13 @@ def _made_by(term: LossTerm) -> frozenset[str]:
     from medseg.losses.build import LOSSES
 
     return frozenset({"segmentation"}) if term.use in LOSSES else _MAKERS.get(term.use, frozenset())
+
+
+def _without_batch(name: str) -> str:
+    """What to write instead of it."""
+    if name == "switchable norm":
+        return '"norm": "switchable_no_bn" leaves the statistics of the batch out'
+    return "leave the encoder out" if "encoder" in name else '"norm": "instance" does not depend on the batch'
 
 
 def _batch_norm(plan: Plan) -> str | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from medseg.errors import PlanError
 from medseg.networks.blocks.conv import conv
 from medseg.networks.blocks.extent import window
-from medseg.networks.blocks.self_attention import silent_norm
+from medseg.networks.blocks.self_attention import silent_conv
 
 _CONVS = {2: F.conv2d, 3: F.conv3d}
 
@@ -87,13 +87,14 @@ class Acmix(nn.Module):
 
 
 class AcmixBlock(nn.Module):
-    """x + norm(Acmix(x)); the norm starts at 0, so that a new block passes its input unchanged."""
+    """x + W Acmix(x); W starts at 0, so that a new block passes its input unchanged."""
 
     def __init__(
         self, channels: int, ndim: int, spacing: Sequence[float], *, heads: int = 4, reach: int | None = None
     ) -> None:
         super().__init__()
-        self.acmix, self.norm = Acmix(channels, ndim, spacing, heads=heads, reach=reach), silent_norm(channels)
+        self.acmix = Acmix(channels, ndim, spacing, heads=heads, reach=reach)
+        self.out = silent_conv(channels, channels, ndim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.norm(self.acmix(x))  # type: ignore[no-any-return]
+        return x + self.out(self.acmix(x))  # type: ignore[no-any-return]

@@ -59,14 +59,17 @@ class Swish(nn.Module):
 
 
 class Maxout(nn.Module):
-    """The largest of `pieces` groups of channels (Goodfellow 2013): (b, pieces * c, *s) to (b, c, *s)."""
+    """The largest of every `pieces` channels in a row (Goodfellow 2013): (b, pieces * c, *s) to (b, c, *s).
+
+    Channels in a row come from one group of a grouped convolution, so that depthwise ones stay depthwise.
+    """
 
     def __init__(self, pieces: int = 2) -> None:
         super().__init__()
         self.pieces = pieces
 
     def forward(self, x: Tensor) -> Tensor:
-        first, *others = x.chunk(self.pieces, 1)
+        first, *others = (x[:, piece :: self.pieces] for piece in range(self.pieces))
         for other in others:
             first = torch.maximum(first, other)
         return first

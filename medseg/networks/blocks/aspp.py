@@ -58,7 +58,7 @@ class FittedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         fitted = fitting(self.dilation, x.shape[2:])
-        return _CONVS[len(fitted)](x, self.conv.weight, None, padding=fitted, dilation=fitted)  # type: ignore[arg-type]
+        return _CONVS[len(fitted)](x, self.conv.weight, self.conv.bias, padding=fitted, dilation=fitted)  # type: ignore[arg-type]
 
 
 def fitting(dilation: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:

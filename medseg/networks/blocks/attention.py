@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from medseg.errors import PlanError
 from medseg.networks.blocks.acmix import AcmixBlock
 from medseg.networks.blocks.aspp import Aspp
+from medseg.networks.blocks.conv import Style
 from medseg.networks.blocks.gates import Cbam, EfficientChannel, SelectiveKernel, SkipGate, SqueezeBoth, SqueezeExcite
-from medseg.networks.blocks.options import BlockOptions, options_of
+from medseg.networks.blocks.options import options_of
 from medseg.networks.blocks.self_attention import (
     BottleneckAttention,
     ChannelAttention,
@@ -29,11 +30,13 @@ class Attention:
 
     "stage": `build(channels, ndim, spacing)` after every encoder stage; "bottom": the same after the coarsest only;
     "skip": `build(channels, gate_channels, ndim)` on every skip, called with the skip and the coarser decoder feature.
-    `spacing` is that of the feature's voxels per axis. Further keywords are options: see `blocks.options`.
+    `spacing` is that of the feature's voxels per axis. Further keywords are options: see `blocks.options`. What is
+    `styled` is also given the `style` of the network, for layers like its own.
     """
 
     place: Literal["stage", "bottom", "skip"]
     build: Callable[..., nn.Module]
+    styled: bool = False
 
 
 def gate(channels: int, gate_channels: int, ndim: int) -> nn.Module:
@@ -51,9 +54,9 @@ def scse(channels: int, ndim: int, spacing: Sequence[float], *, reduction: int =
     return SqueezeBoth(channels, ndim, reduction=reduction)
 
 
-def sk(channels: int, ndim: int, spacing: Sequence[float]) -> nn.Module:
+def sk(channels: int, ndim: int, spacing: Sequence[float], *, style: Style | None = None) -> nn.Module:
     """Selective kernels: two reaches, mixed per channel (Li 2019)."""
-    return SelectiveKernel(channels, ndim, spacing)
+    return SelectiveKernel(channels, ndim, spacing, style=style)
 
 
 def cbam(channels: int, ndim: int, spacing: Sequence[float], *, reduction: int = 16) -> nn.Module:
@@ -86,9 +89,11 @@ def danet(channels: int, ndim: int, spacing: Sequence[float]) -> nn.Module:
     return DualAttention(channels, ndim)
 
 
-def botnet(channels: int, ndim: int, spacing: Sequence[float], *, heads: int = 4) -> nn.Module:
+def botnet(
+    channels: int, ndim: int, spacing: Sequence[float], *, heads: int = 4, style: Style | None = None
+) -> nn.Module:
     """Residual bottleneck with multi-head self-attention and relative positions (Srinivas 2021)."""
-    return BottleneckAttention(channels, ndim, heads=heads)
+    return BottleneckAttention(channels, ndim, heads=heads, style=style)
 
 
 def acmix(
@@ -98,25 +103,32 @@ def acmix(
     return AcmixBlock(channels, ndim, spacing, heads=heads, reach=window)
 
 
-def aspp(channels: int, ndim: int, spacing: Sequence[float], *, rates: Sequence[int] = (6, 12, 18)) -> nn.Module:
+def aspp(
+    channels: int,
+    ndim: int,
+    spacing: Sequence[float],
+    *,
+    rates: Sequence[int] = (6, 12, 18),
+    style: Style | None = None,
+) -> nn.Module:
     """Atrous spatial pyramid pooling with a dilation per axis (Chen 2017)."""
-    return Aspp(channels, channels, spacing, rates=rates)
+    return Aspp(channels, channels, spacing, rates=rates, style=style)
 
 
 ATTENTION: Mapping[str, Attention] = {
     "gate": Attention("skip", gate),
     "se": Attention("stage", se),
     "scse": Attention("stage", scse),
-    "sk": Attention("stage", sk),
+    "sk": Attention("stage", sk, styled=True),
     "cbam": Attention("stage", cbam),
     "eca": Attention("stage", eca),
     "non_local": Attention("bottom", non_local),
     "danet_position": Attention("bottom", danet_position),
     "danet_channel": Attention("bottom", danet_channel),
     "danet": Attention("bottom", danet),
-    "botnet": Attention("bottom", botnet),
+    "botnet": Attention("bottom", botnet, styled=True),
     "acmix": Attention("bottom", acmix),
-    "aspp": Attention("bottom", aspp),
+    "aspp": Attention("bottom", aspp, styled=True),
 }
 
 
@@ -127,19 +139,18 @@ class PassSkip(nn.Module):
         return skip
 
 
-def after_stage(
-    attention: str,
-    channels: int,
-    spacing: Sequence[float],
-    *,
-    coarsest: bool,
-    options: BlockOptions | None = None,
-) -> tuple[nn.Module, ...]:
-    """What follows an encoder stage of the kinds in `attention`, or nothing."""
+def after_stage(style: Style, channels: int, spacing: Sequence[float], *, coarsest: bool) -> tuple[nn.Module, ...]:
+    """What follows an encoder stage of the kinds in the style's `attention`, or nothing."""
     places = ("stage", "bottom") if coarsest else ("stage",)
     return tuple(
-        kind.build(channels, len(spacing), tuple(spacing), **options_of(name, options or {}))
-        for name, kind in kinds(attention).items()
+        kind.build(
+            channels,
+            len(spacing),
+            tuple(spacing),
+            **({"style": style} if kind.styled else {}),
+            **options_of(name, style.blocks),
+        )
+        for name, kind in kinds(style.attention).items()
         if kind.place in places
     )
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from medseg.errors import PlanError
 from medseg.networks.blocks.activations import ACTS, SLOPES, ActKind, acted, after_conv, pieces
@@ -91,8 +92,9 @@ class ConvNormAct(nn.Module):
     def fuse(self) -> nn.Module:
         """The layer, its batch norm made part of the convolution as eval mode has it; other norms stay."""
         if isinstance(self.norm, BatchNorm):
-            weight, bias = self.conv.weight, self.conv.bias
-            with_weights(self.conv, *fold(weight, bias, self.norm))  # type: ignore[arg-type]
+            layer = next(part for part in self.conv.modules() if isinstance(part, _ConvNd))
+            axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
+            with_weights(layer, *fold(layer.weight, layer.bias, self.norm, axis=axis))
             self.norm = NoNorm()
         return self
 
@@ -141,9 +143,13 @@ def up_conv(inputs: int, outputs: int, stride: Sequence[int]) -> nn.Module:
 
 
 def initialise(network: nn.Module) -> None:
-    """Kaiming normal for the slope 0.01 and zero bias in every convolution (He 2015); 0 after `start_at_zero`."""
+    """Kaiming normal for the slope 0.01 and zero bias in every convolution (He 2015); 0 after `start_at_zero`.
+
+    For transposed convolutions torch counts a fan-in of outputs * kernel, as nnU-Net has it: their weights start
+    smaller than those of convolutions with as many inputs.
+    """
     for module in network.modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
+        if isinstance(module, _ConvNd):
             nn.init.kaiming_normal_(module.weight, a=0.01)
             if getattr(module, "starts_at_zero", False):
                 nn.init.zeros_(module.weight)

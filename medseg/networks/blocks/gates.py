@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medseg.networks.blocks.conv import InstanceNorm, conv
+from medseg.networks.blocks.activations import activation
+from medseg.networks.blocks.conv import InstanceNorm, Style, conv
 from medseg.networks.blocks.extent import window
+from medseg.networks.blocks.norms import NORMS
 from medseg.networks.blocks.resample import resized
 
 
@@ -116,17 +118,19 @@ class SelectiveKernel(nn.Module):
 
     The shares of the two sum to 1: a softmax of W_i relu(norm(W mean of their sum)), whose inner width is
     channels / 16, at least 32. Convolutions have up to 32 groups and are 1 wide along axes of more than twice the
-    finest spacing. The inner norm is over its channels, because batches hold few samples.
+    finest spacing; norm and activation after them are those of `style`. The inner norm is over its channels, because
+    batches hold few samples.
     """
 
-    def __init__(self, channels: int, ndim: int, spacing: Sequence[float]) -> None:
+    def __init__(self, channels: int, ndim: int, spacing: Sequence[float], *, style: Style | None = None) -> None:
         super().__init__()
+        style = style or Style()
         inner, ones, kernel = max(channels // 16, 32), (1,) * ndim, window(3, spacing)
         self.branches = nn.ModuleList(
             nn.Sequential(
                 conv(channels, channels, kernel, bias=False, groups=math.gcd(channels, 32), dilation=(rate,) * ndim),
-                InstanceNorm(channels),
-                nn.ReLU(),
+                NORMS[style.norm](channels),
+                activation(style.act, channels),
             )
             for rate in (1, 2)
         )

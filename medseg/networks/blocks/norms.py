@@ -121,14 +121,17 @@ class NoNorm(nn.Identity):
 
 
 @torch.no_grad()
-def fold(weight: Tensor, bias: Tensor | None, norm: BatchNorm) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution that does what it and the batch norm after it do in eval mode."""
+def fold(weight: Tensor, bias: Tensor | None, norm: BatchNorm, *, axis: int = 0) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution that does what it and the batch norm after it do in eval mode.
+
+    `axis` is that of the outputs: 1 in transposed convolutions.
+    """
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     shift = norm.bias.double() - norm.running_mean.double() * scale
     if bias is not None:
         shift = shift + bias.double() * scale
-    folded = weight.double() * scale.view(-1, *(1,) * (weight.dim() - 1))
+    folded = weight.double() * scale.view([-1 if a == axis else 1 for a in range(weight.dim())])
     return folded.to(weight.dtype), shift.to(weight.dtype)
 
 

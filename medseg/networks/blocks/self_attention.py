@@ -13,16 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medseg.networks.blocks.conv import ConvNormAct, InstanceNorm, Style, conv
+from medseg.networks.blocks.activations import activation
+from medseg.networks.blocks.conv import ConvNormAct, Style, conv, initialise
 from medseg.networks.blocks.resample import hat, pooled
 
 TOKENS = 4096
 
 
 class NonLocal(nn.Module):
-    """x + norm(W softmax(theta' phi) g), the embedded Gaussian at half the channels (Wang 2018).
+    """x + W softmax(theta' phi) g, the embedded Gaussian at half the channels (Wang 2018).
 
-    The norm starts at 0. phi and g are averaged over blocks of voxels above `TOKENS`.
+    W starts at 0. The paper has a batch norm after it, which starts at 0; a norm over the voxels of a sample would take
+    away what attention adds to all of them alike. phi and g are averaged over blocks of voxels above `TOKENS`.
     """
 
     def __init__(self, channels: int, ndim: int) -> None:
@@ -30,13 +32,12 @@ class NonLocal(nn.Module):
         inner, ones = max(channels // 2, 1), (1,) * ndim
         self.theta = conv(channels, inner, ones)
         self.phi, self.g = (conv(channels, inner, ones, bias=False) for _ in range(2))
-        self.out = conv(inner, channels, ones, bias=False)
-        self.norm = silent_norm(channels)
+        self.out = silent_conv(inner, channels, ndim)
 
     def forward(self, x: Tensor) -> Tensor:
         few = pooled(x, TOKENS)
         found = attend(tokens(self.theta(x)), tokens(self.phi(few)), tokens(self.g(few)))
-        return x + self.norm(self.out(grid(found, x)))  # type: ignore[no-any-return]
+        return x + self.out(grid(found, x))  # type: ignore[no-any-return]
 
 
 class PositionAttention(nn.Module):
@@ -121,20 +122,20 @@ class RelativeAttention(nn.Module):
 class BottleneckAttention(nn.Module):
     """A residual bottleneck whose convolution is `RelativeAttention`, at a quarter of the channels (Srinivas 2021).
 
-    The last norm starts at 0; there is no activation after the sum.
+    After the attention the norm is over all of a sample: over the voxels of a channel it would take away what attention
+    adds to all of them alike. The last convolution starts at 0 and has no norm; there is no activation after the sum.
     """
 
-    def __init__(self, channels: int, ndim: int, *, heads: int = 4) -> None:
+    def __init__(self, channels: int, ndim: int, *, heads: int = 4, style: Style | None = None) -> None:
         super().__init__()
-        inner, ones, style = max(channels // 4, 1), (1,) * ndim, Style()
+        inner, ones, style = max(channels // 4, 1), (1,) * ndim, style or Style()
         self.reduce = ConvNormAct(channels, inner, ones, ones, style)
         self.attention = RelativeAttention(inner, ndim, heads=heads)
-        self.between = nn.Sequential(InstanceNorm(inner), nn.ReLU())
-        self.expand = conv(inner, channels, ones, bias=False)
-        self.norm = silent_norm(channels)
+        self.between = nn.Sequential(nn.GroupNorm(1, inner), activation(style.act, inner))
+        self.expand = silent_conv(inner, channels, ndim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.norm(self.expand(self.between(self.attention(self.reduce(x)))))  # type: ignore[no-any-return]
+        return x + self.expand(self.between(self.attention(self.reduce(x))))  # type: ignore[no-any-return]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0) -> Tensor:
@@ -181,8 +182,9 @@ def grid(found: Tensor, like: Tensor) -> Tensor:
     return found.mT.reshape(like.shape[0], -1, *like.shape[2:]).to(like.dtype)
 
 
-def silent_norm(channels: int) -> InstanceNorm:
-    """A norm of weight 0, which makes a new residual branch return nothing."""
-    norm = InstanceNorm(channels)
-    nn.init.zeros_(norm.weight)
-    return norm
+def silent_conv(inputs: int, outputs: int, ndim: int) -> nn.Module:
+    """A 1x1 convolution of weight 0, which makes a new residual branch return nothing."""
+    layer = conv(inputs, outputs, (1,) * ndim)
+    layer.starts_at_zero = True  # type: ignore[assignment]  # for `initialise`
+    initialise(layer)
+    return layer

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from medseg.errors import PlanError
 from medseg.networks.blocks.activations import ACTS
-from medseg.networks.blocks.conv import conv
+from medseg.networks.blocks.conv import Style, conv
 from medseg.networks.blocks.norms import NORMS
+from medseg.networks.blocks.residual import ResidualBlock
 from medseg.networks.build import build_network, merged
 from medseg.types.plan import Network, Step, Topology
 from medseg.types.tensors import NetworkOutput
@@ -78,6 +79,41 @@ def test_the_parameters_are_those_of_the_published_network() -> None:
     assert sum(p.numel() for p in network.parameters()) == convs + (8 * 4 * 4 + 4) + (4 * 2 + 2)
 
 
+def test_the_parameters_of_the_residual_encoder_are_those_of_its_blocks() -> None:
+    strides, kernels = ((1, 1, 1), (1, 2, 2), (2, 2, 2)), ((1, 3, 3), (3, 3, 3), (3, 3, 3))
+    topology = Topology(3, (4, 8, 16), strides, kernels, (1, 3, 4))
+    network = build_network(Network("resenc_unet", topology), channels=2, outputs=3)
+
+    def layer(taps: int, i: int, o: int) -> int:  # convolution with bias, norm
+        return taps * i * o + 3 * o
+
+    stem = layer(9, 2, 4)
+    encoder = 2 * layer(9, 4, 4)
+    encoder += layer(27, 4, 8) + layer(27, 8, 8) + (4 * 8 + 2 * 8) + 2 * 2 * layer(27, 8, 8)
+    encoder += layer(27, 8, 16) + layer(27, 16, 16) + (8 * 16 + 2 * 16) + 3 * 2 * layer(27, 16, 16)
+    ups = (8 * 16 * 8 + 8) + (4 * 8 * 4 + 4)
+    decoder = layer(27, 16, 8) + layer(9, 8, 4)
+    heads = (8 * 3 + 3) + (4 * 3 + 3)
+    assert sum(p.numel() for p in network.parameters()) == stem + encoder + ups + decoder + heads
+
+
+def test_a_residual_block_is_two_convolutions_and_a_pooled_skip_with_its_own_norm() -> None:
+    block, x = ResidualBlock(4, 6, (1, 3, 3), (1, 2, 2), Style(norm="instance")), torch.randn(2, 4, 3, 8, 6)
+    for name, p in block.named_parameters():
+        torch.nn.init.normal_(p, 1.0 if "norm.weight" in name else 0.0, 0.3)
+
+    def normed(t: torch.Tensor, norm: torch.nn.Module) -> torch.Tensor:
+        return torch.nn.functional.instance_norm(t, weight=norm.weight, bias=norm.bias)
+
+    conv3d, leaky = torch.nn.functional.conv3d, torch.nn.functional.leaky_relu
+    one = conv3d(x, block.first.conv.weight, block.first.conv.bias, stride=(1, 2, 2), padding=(0, 1, 1))
+    two = leaky(normed(one, block.first.norm), 0.01)
+    two = normed(conv3d(two, block.second.conv.weight, block.second.conv.bias, padding=(0, 1, 1)), block.second.norm)
+    skip = torch.nn.functional.avg_pool3d(x, (1, 2, 2), (1, 2, 2))
+    skip = normed(conv3d(skip, block.project.conv.weight), block.project.norm)
+    torch.testing.assert_close(block(x), leaky(two + skip, 0.01), rtol=1e-4, atol=1e-4)
+
+
 def test_convolutions_start_kaiming_normal_without_bias() -> None:
     topology = Topology(2, (64, 64), ((1, 1, 1), (1, 2, 2)), ((1, 3, 3), (1, 3, 3)), (2, 2))
     network = _build("unet", topology)
@@ -87,9 +123,6 @@ def test_convolutions_start_kaiming_normal_without_bias() -> None:
 
 
 def test_a_new_residual_block_passes_its_skip() -> None:
-    from medseg.networks.blocks.conv import Style
-    from medseg.networks.blocks.residual import ResidualBlock
-
     image = torch.rand(1, 4, 6, 6)
     torch.testing.assert_close(ResidualBlock(4, 4, (3, 3), (1, 1), Style())(image), image)
     halved = ResidualBlock(4, 4, (3, 3), (2, 1), Style())(image)

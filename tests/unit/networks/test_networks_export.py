@@ -1,5 +1,7 @@
 """Exported programs are fused and give the numbers of the network; compilers take every block."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from medseg.errors import PlanError
 from medseg.networks.blocks.conv import Style
 from medseg.networks.blocks.repvgg import RepVggBlock
 from medseg.networks.blocks.residual import ResidualBlock
-from medseg.networks.build import HeadedNetwork, build_network
+from medseg.networks.build import BACKBONES, HeadedNetwork, build_network
 from medseg.networks.export import Exported, exported
 from medseg.types.plan import Network, Step, Topology
 
@@ -33,6 +35,10 @@ def _build(use: str, topology: Topology, *heads: Step, seed: int = 0, **options:
     return network.eval()
 
 
+def takes(use: str, option: str) -> bool:
+    return option in inspect.signature(BACKBONES[use]).parameters
+
+
 def _count(network: nn.Module, kind: type[nn.Module]) -> int:
     return sum(isinstance(module, kind) for module in network.modules())
 
@@ -51,6 +57,9 @@ def _calls(made: Exported, operation: str) -> int:
         ("unet", {"norm": "batch", "encoder": "repvgg", "act": "prelu"}),
         ("unet", {"norm": "batch", "encoder": "separable", "act": "maxout", "dropout": 0.5}),
         ("resenc_unet", {"norm": "batch"}),
+        ("unet", {"norm": "batch", "attention": "aspp"}),
+        ("mel_net", {"norm": "batch"}),
+        ("vnet", {"norm": "batch"}),
     ],
     ids=str,
 )
@@ -69,6 +78,19 @@ def test_a_program_has_no_batch_norms_one_convolution_per_block_and_the_same_num
     (logits,) = made.program.module()(image)
     torch.testing.assert_close(logits, network(image).logits[0], rtol=1e-4, atol=1e-4)
     assert _count(network, _BatchNorm) == norms, "the network itself is left alone"
+
+
+@BOTH
+@pytest.mark.parametrize("use", [name for name in BACKBONES if takes(name, "norm")])
+def test_every_network_with_batch_norm_is_exported_with_its_numbers(use: str, topology: Topology) -> None:
+    wide = Topology(topology.ndim, (8, 16), topology.strides, topology.kernels, topology.blocks)
+    try:
+        network = _build(use, wide, norm="batch")
+    except PlanError:
+        pytest.skip("this network refuses two stages, batch norm or the dimension")
+    made = exported([network], channels=2, size=SIZES[topology.ndim], batch=2)
+    image = torch.randn(2, 2, *SIZES[topology.ndim])
+    torch.testing.assert_close(made.program.module()(image)[0], network(image).logits[0], rtol=1e-3, atol=1e-3)
 
 
 def test_without_fusing_a_program_has_every_norm_and_branch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Adapters: MONAI's own results, any size of the plan, and what is said where MONAI or a stride does not fit."""
 
+import math
 import sys
 
 import pytest
@@ -87,6 +88,34 @@ def test_no_two_offsets_in_a_window_share_their_bias(ndim: int) -> None:
     )
 
 
+@pytest.mark.parametrize("size", [(4, 4), (2, 9), (4, 4, 4), (9, 3, 2)])
+def test_a_feature_smaller_than_the_window_keeps_the_bias_of_every_offset(size: tuple[int, ...]) -> None:
+    from monai.networks.nets.swin_unetr import SwinTransformerBlock
+
+    network = _build("swin_unetr", _topology(len(size)), window=7)
+    block = next(
+        part for part in network.modules() if isinstance(part, SwinTransformerBlock) and not any(part.shift_size)
+    )
+    whole, used = block.attn.relative_position_index, tuple(min(n, 7) for n in size)
+    seen: list[torch.Tensor] = []
+    handle = block.attn.register_forward_pre_hook(lambda part, _: seen.append(part.relative_position_index))
+    block(torch.randn(1, *size, 12), None)
+    handle.remove()
+    assert block.attn.relative_position_index is whole
+    places = torch.cartesian_prod(*[torch.arange(n) for n in used])
+    assert seen[0].shape == (len(places), len(places))
+    found = {}
+    for i, a in enumerate(places):
+        for j, b in enumerate(places):
+            found.setdefault(tuple((a - b).tolist()), set()).add(int(seen[0][i, j]))
+            corner = [int(n) for n in torch.stack([a, b]).T.flatten()]
+            strides = [7**k for k in reversed(range(len(size)))]
+            there = [sum(s * corner[2 * k + m] for k, s in enumerate(strides)) for m in (0, 1)]
+            assert seen[0][i, j] == whole[there[0], there[1]], "the bias of the same two places of a whole window"
+    assert all(len(biases) == 1 for biases in found.values())
+    assert len({min(biases) for biases in found.values()}) == math.prod(2 * n - 1 for n in used)
+
+
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_mednext_gives_the_features_of_every_decoder_stage(ndim: int) -> None:
     network = _build("mednext", _topology(ndim, (4, 8, 16)))
@@ -125,7 +154,8 @@ def test_the_numbers_are_those_of_monai(use: str) -> None:
     network.backbone.network.load_state_dict(weights)
     head["weight"] = head["weight"].movedim(0, 1) if use == "mednext" else head["weight"]  # theirs is transposed
     network.heads[0].convs[0].load_state_dict(head)
-    image = torch.randn(2, 2, 32, 64)
+    size = (224, 224) if use == "swin_unetr" else (32, 64)  # no feature smaller than a window: MONAI errs there
+    image = torch.randn(1, 2, *size)
     torch.testing.assert_close(network(image).logits[0], theirs(image), rtol=1e-4, atol=1e-4)
 
 

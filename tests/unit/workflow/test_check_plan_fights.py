@@ -391,6 +391,7 @@ STYLE = {"norm": "batch", "act": "relu"}
 DOUBTFUL = [
     ("batch_norm_of_few_samples", "noisy", batch(2, norm="batch")),
     ("repvgg_without_its_norm", "cannot be fused", batch(2, encoder="repvgg", norm="instance")),
+    ("repvgg_without_its_norm", "cannot be fused", batch(8, encoder="repvgg")),
     ("deep_supervision_of_one_scale", "no coarser scale", tiny_plan()),
     ("deep_supervision_of_one_scale", "counts nothing", shaped("unet", (4, 8, 8))),
     ("deep_supervision_of_one_scale", "one decoder scale", shaped("fcn", (4, 8, 8, 8))),

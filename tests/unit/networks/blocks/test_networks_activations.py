@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.networks.blocks.activations import ACTS, ChannelMaxout, Maxout, Swish, activation, after_conv, pieces
+from medseg.networks.blocks.conv import ConvNormAct, Style, initialise
 
 
 def _sigmoid(x: float) -> float:
@@ -70,7 +71,7 @@ def test_the_beta_of_swish_leads_from_half_the_input_to_relu() -> None:
 
 def _loops(x: Tensor, k: int) -> Tensor:
     c = x.shape[1] // k
-    return torch.stack([torch.stack([x[:, p * c + j] for p in range(k)]).amax(0) for j in range(c)], 1)
+    return torch.stack([torch.stack([x[:, j * k + p] for p in range(k)]).amax(0) for j in range(c)], 1)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -80,6 +81,20 @@ def test_maxout_is_the_largest_of_k_convolutions(k: int) -> None:
     torch.testing.assert_close(Maxout(k)(conv(x)), _loops(conv(x), k))
     if k == 1:
         assert torch.equal(Maxout(1)(x), x)
+
+
+@pytest.mark.parametrize("groups", [2, 6])
+def test_maxout_after_a_grouped_convolution_stays_within_its_groups(groups: int) -> None:
+    layer, x = (
+        ConvNormAct(6, 6, (3, 3), (1, 1), Style(norm="none", act="maxout"), groups=groups),
+        torch.randn(1, 6, 5, 5),
+    )
+    initialise(layer)
+    for channel in range(6):
+        (gradient,) = torch.autograd.grad(layer(x.requires_grad_())[:, channel].sum(), x)
+        seen = gradient.abs().sum((0, 2, 3)).nonzero().flatten().tolist()
+        first = channel // (6 // groups) * (6 // groups)
+        assert seen == list(range(first, first + 6 // groups))
 
 
 def test_the_width_of_a_convolution_before_an_activation() -> None:

@@ -5,7 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import PlanError
+from medseg.networks.blocks.activations import Activation
 from medseg.networks.blocks.attention import ATTENTION, PassSkip, after_stage, on_skip
+from medseg.networks.blocks.conv import InstanceNorm, Style
 
 ALONE = [name for name, kind in ATTENTION.items() if kind.place != "skip"]
 IDENTITY = ["non_local", "danet_position", "danet_channel", "danet", "botnet", "acmix"]
@@ -14,7 +16,7 @@ SPACINGS = {"2d": (1.0, 1.0), "3d": (1.0, 1.0, 1.0), "thick": (4.0, 1.0, 1.0)}
 
 def _build(name: str, spacing: tuple[float, ...], channels: int = 8) -> nn.Module:
     torch.manual_seed(0)
-    (block,) = after_stage(name, channels, spacing, coarsest=True)
+    (block,) = after_stage(Style(attention=name), channels, spacing, coarsest=True)
     return block
 
 
@@ -69,13 +71,22 @@ def test_samples_of_a_batch_do_not_see_each_other(name: str) -> None:
     torch.testing.assert_close(block(x)[1:2], block(x[1:2]), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["aspp", "botnet", "sk"])
+def test_layers_of_attention_follow_the_style_of_the_network(name: str) -> None:
+    style = Style(norm="group", act="mish", attention=name)
+    (block,) = after_stage(style, 8, (1.0, 1.0), coarsest=True)
+    assert any(isinstance(part, nn.GroupNorm) for part in block.modules())
+    assert not any(isinstance(part, InstanceNorm) for part in block.modules())
+    assert "mish" in {part.act for part in block.modules() if isinstance(part, Activation)}
+
+
 def test_attention_sits_where_its_place_says() -> None:
     spacing = (1.0, 1.0)
-    assert after_stage("none", 8, spacing, coarsest=True) == ()
-    assert after_stage("danet", 8, spacing, coarsest=False) == ()
-    assert len(after_stage("danet", 8, spacing, coarsest=True)) == 1
-    assert len(after_stage("se", 8, spacing, coarsest=False)) == 1
-    assert after_stage("gate", 8, spacing, coarsest=True) == ()
+    assert after_stage(Style(attention="none"), 8, spacing, coarsest=True) == ()
+    assert after_stage(Style(attention="danet"), 8, spacing, coarsest=False) == ()
+    assert len(after_stage(Style(attention="danet"), 8, spacing, coarsest=True)) == 1
+    assert len(after_stage(Style(attention="se"), 8, spacing, coarsest=False)) == 1
+    assert after_stage(Style(attention="gate"), 8, spacing, coarsest=True) == ()
     skip, coarse = torch.randn(1, 4, 6, 6), torch.randn(1, 8, 3, 3)
     assert isinstance(on_skip("se", 4, 8, 2), PassSkip)
     assert on_skip("none", 4, 8, 2)(skip, coarse) is skip
@@ -85,5 +96,5 @@ def test_attention_sits_where_its_place_says() -> None:
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(PlanError, match="cbam") as error:
-        after_stage("cbma", 8, (1.0, 1.0), coarsest=True)
+        after_stage(Style(attention="cbma"), 8, (1.0, 1.0), coarsest=True)
     assert "danet_position" in str(error.value)

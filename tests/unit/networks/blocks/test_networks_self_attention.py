@@ -92,11 +92,22 @@ def test_dual_attention_is_the_sum_of_what_both_add() -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_the_non_local_block_is_an_embedded_gaussian(size: tuple[int, ...]) -> None:
     block, x = NonLocal(4, len(size)), torch.randn(1, 4, *size)
-    torch.nn.init.constant_(block.norm.weight, 1.0)
+    torch.nn.init.normal_(block.out.weight)
     found = _attended(_project(block.theta, x), _project(block.phi, x), _project(block.g, x))
-    y = block.out.weight.flatten(1) @ found.T
-    slow = (y - y.mean(1, keepdim=True)) / (y.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    slow = block.out.weight.flatten(1) @ found.T
     torch.testing.assert_close(block(x), x + slow.reshape(x.shape), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [NonLocal, BottleneckAttention])
+def test_what_attention_adds_to_all_voxels_alike_is_kept(kind: type[NonLocal | BottleneckAttention]) -> None:
+    block, x = kind(8, 2), torch.randn(2, 8, 3, 4)
+    alike = block.theta if isinstance(block, NonLocal) else block.attention.query
+    for p in alike.parameters():
+        torch.nn.init.zeros_(p)
+    torch.nn.init.normal_((block.out if isinstance(block, NonLocal) else block.expand).weight)
+    added = block(x) - x
+    assert added.abs().mean() > 0.05
+    torch.testing.assert_close(added, added[:, :, :1, :1].expand_as(added), rtol=1e-4, atol=1e-5)
 
 
 def _slow_relative(block: RelativeAttention, x: Tensor) -> Tensor:
