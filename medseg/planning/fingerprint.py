@@ -35,13 +35,15 @@ _ORDERS = {"LPS": (0, 1, 2), "LSP": (1, 0, 2), "PSL": (2, 0, 1)}
 class Measurement:
     """One case along its axes z, y, x in LPS (as stored if `flat`).
 
-    `sample` holds foreground voxels only, or any where there are no classes.
+    `sample` holds foreground voxels only, or any where there are no classes. `across` has a number per landmark, from
+    0 at the right border of the scan to 1 at the left one, NaN where it is not placed.
     """
 
     case: CaseFingerprint
     unit: Literal["mm", "px"]
     flat: bool
     sample: Float32[np.ndarray, "c n"]
+    across: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,11 +149,14 @@ def _measure_all(
 def _read_and_measure(dataset: Dataset, case: Case, *, keep_flat: bool) -> tuple[Measurement, Pictures] | str:
     try:
         image, labels = read_pair(case, dataset)
-        places = image.geometry.to_voxels(read_points(case, dataset, image.geometry))
+        points = read_points(case, dataset, image.geometry)
+        places = image.geometry.to_voxels(points)
         inside = np.all((places >= -0.5) & (places <= np.array(image.geometry.shape) - 0.5), axis=1)
         one, pictures = measure_case(case.id, image, labels, flat=keep_flat and image.geometry.shape[0] == 1)
         placed = tuple(name for name, there in zip(dataset.landmarks, inside, strict=True) if there)
-        return replace(one, case=replace(one.case, landmarks=placed)), pictures
+        _, upright = reorient(image.array, image.geometry, "LPS")
+        across = tuple(((upright.to_voxels(points)[:, 2] + 0.5) / upright.shape[2]).tolist())
+        return replace(one, case=replace(one.case, landmarks=placed), across=across), pictures
     except MedsegError as problem:
         text = str(problem)
         return text if case.id in text else f"{case.id}: {text}"
@@ -176,7 +181,15 @@ def _summary(dataset: Dataset, measured: Sequence[Measurement], sums: Pictures) 
         mirror_labels=_turn(_decimals(_mirror_labels(dataset.labels, sums, flat=flat)), order),
         mirror_image=_turn(_decimals(mirror_correlation(sums.grey)), order),
         landmarks=dataset.landmarks,
+        landmark_across=() if flat else _across(dataset.landmarks, measured),
     )
+
+
+def _across(landmarks: Sequence[str], measured: Sequence[Measurement]) -> tuple[float | None, ...]:
+    """The mean place of each landmark between right and left, over the cases that place it."""
+    known = [[one.across[number] for one in measured] for number in range(len(landmarks))]
+    known = [[place for place in places if not np.isnan(place)] for places in known]
+    return tuple(round(sum(places) / len(places), 4) if places else None for places in known)
 
 
 def _mirror_labels(labels: Labels, sums: Pictures, *, flat: bool) -> Vec3:

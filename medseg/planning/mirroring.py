@@ -1,5 +1,6 @@
 """Along which axes scans may be mirrored, and what changes sides then."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medseg.planning.decisions import AXES, Decision
@@ -9,6 +10,7 @@ from medseg.types.sides import Pair, index_swaps, paired_names, side_axis, value
 
 LABELS = 0.7  # overlap of a mean atlas with its mirror image below which mirroring swaps classes
 IMAGE = 0.5  # correlation of the mean scan with its mirror image
+MIDDLE = 0.05  # of a scan's width: how far from the middle a landmark without a partner may lie
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,14 @@ def mirroring(fingerprint: Fingerprint) -> Decision[Mirroring]:
     An axis qualifies if mean labels and mean image are much like their own mirror image. Mirroring an axis that is not
     symmetric teaches scans that never occur and, where classes differ by their place along it, wrong labels; not
     mirroring one that is symmetric only costs some augmentation. So the limits are strict. Where names say left or
-    right, the axis between the sides is mirrored only with all of them exchanged. Landmarks are looked for in whole
-    scans, which have one way up: only the axis between the sides may be mirrored.
+    right, the axis between the sides is mirrored only with all of them exchanged, and with no landmark beside the
+    middle that has no partner, whatever its name says. Landmarks are looked for in whole scans, which have one way up:
+    only the axis between the sides may be mirrored.
     """
     sides = side_axis(fingerprint.orientation) if fingerprint.ndim == 3 else None
     labels, points = paired_names(fingerprint.labels.names()), paired_names(fingerprint.landmarks)
-    pairs, alone = (*labels.pairs, *points.pairs), (*labels.unpaired, *points.unpaired)
+    pairs = (*labels.pairs, *points.pairs)
+    alone = tuple(dict.fromkeys((*labels.unpaired, *points.unpaired, *_beside_the_middle(fingerprint, points.pairs))))
     chosen, said = _alike(fingerprint)
     text = f"likeness of the mean scan to its mirror image: {said}; needs labels {LABELS} and image {IMAGE}"
     if fingerprint.landmarks:
@@ -78,6 +82,19 @@ def mirroring(fingerprint: Fingerprint) -> Decision[Mirroring]:
         return Decision(Mirroring(chosen), text)
     exchanged = f"{text}; {AXES[sides]} joins left and right: mirroring it exchanges {_named(pairs, ())}"
     return Decision(Mirroring(chosen, sides, labels.pairs, points.pairs), exchanged)
+
+
+def _beside_the_middle(fingerprint: Fingerprint, pairs: Sequence[Pair]) -> tuple[str, ...]:
+    """Landmarks without a partner that do not lie midway between the pairs, or between the borders without pairs."""
+    across = {
+        name: place
+        for name, place in zip(fingerprint.landmarks, fingerprint.landmark_across, strict=False)
+        if place is not None
+    }
+    middles = [(across[left] + across[right]) / 2 for left, right in pairs if left in across and right in across]
+    middle = sum(middles) / len(middles) if middles else 0.5
+    paired = {name for pair in pairs for name in pair}
+    return tuple(name for name, place in across.items() if name not in paired and abs(place - middle) > MIDDLE)
 
 
 def _alike(fingerprint: Fingerprint) -> tuple[tuple[int, ...], str]:

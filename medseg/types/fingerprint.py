@@ -46,7 +46,9 @@ class Fingerprint:
     `mirror_labels` and `mirror_image` say, per axis (z, y, x), how alike the mean label atlas (overlap of the least
     symmetric class) and the mean image (correlation) of all cases are to their own mirror image: 1 = symmetric, 0 or
     less = mirroring makes scans that never occur. Between left and right of volumes, classes of both sides count as
-    exchanged; without classes every axis has 1. `landmarks` are the names of all points, in the data set's order.
+    exchanged; without classes every axis has 1. `landmarks` are the names of all points, in the data set's order, and
+    `landmark_across` says where each lies in the mean scan, from its right (0) to its left border (1); None where it is
+    placed nowhere, nothing for flat scans.
     """
 
     schema: Literal["medseg.fingerprint/1"]
@@ -61,3 +63,4 @@ class Fingerprint:
     mirror_labels: Vec3
     mirror_image: Vec3
     landmarks: tuple[str, ...] = ()
+    landmark_across: tuple[float | None, ...] = ()

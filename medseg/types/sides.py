@@ -15,7 +15,7 @@ _LETTERS = {"l": "left", "r": "right"}
 _OTHER = {"left": "right", "right": "left"}
 _TEETH = frozenset({"tooth", "teeth", "fdi", "dens", "dent", "zahn"})
 _OF_TEETH = frozenset({"crown", "root", "implant"})
-_PALMER = re.compile(r"([UL])([LR])([1-8A-E])([a-zA-Z]*)")
+_PALMER = re.compile(r"([UL])([LR])([1-8A-E])(?:[_\- ]?([a-zA-Z]+))?")
 _FDI = frozenset(
     [*(10 * q + n for q in range(1, 5) for n in range(1, 9)), *(10 * q + n for q in range(5, 9) for n in range(1, 6))]
 )
@@ -46,17 +46,20 @@ def paired_names(names: Sequence[str]) -> Sides:
     """The names that differ by their side only: left and right, L and R, or the number of a tooth (FDI, Palmer).
 
     Sides are whole words ("left_kidney", "kidneyRight", "Left-Hippocampus", "ctx-lh-insula"); L and R count as the
-    first or last word ("TMJ-R", "l_condyle", "RCo"). FDI numbers (11 and 21, 36 and 46, 55 and 65, 75 and 85) count
-    after a word like tooth, or alone, unless another such number of `names` is none of FDI; 100 more is their pulp.
+    first or last word ("TMJ-R", "l_condyle", "RCo"), and elsewhere ("Cond_L_med", "COL") where the name with the other
+    letter is there. FDI numbers (11 and 21, 36 and 46, 55 and 65, 75 and 85) count after a word like tooth, or alone,
+    unless another such number of `names` is none of FDI, and as first word ("16_mb") where the number across is there;
+    100 more is their pulp.
 
     >>> paired_names(("left_kidney", "right_kidney", "liver", "tooth_36", "tooth_46", "rib_L"))
     Sides(pairs=(('left_kidney', 'right_kidney'), ('tooth_36', 'tooth_46')), unpaired=('rib_L',))
     """
-    words = {name: _words(name) for name in names}
+    words = _with_letters_apart({name: _words(name) for name in names})
     teeth, unknown = _teeth(words)
+    inner = _inner_letters(words)
     found: dict[tuple[str, str], list[str]] = {}
     for name in names:
-        side, key = _side_of(name, words[name], teeth.get(name))
+        side, key = _side_of(name, words[name], teeth.get(name), inner.get(name))
         if side:
             found.setdefault((side, key), []).append(name)
     alone = dict.fromkeys(unknown)
@@ -156,7 +159,8 @@ def _words(name: str) -> list[str]:
 def _teeth(words: Mapping[str, Sequence[str]]) -> tuple[dict[str, int], list[str]]:
     """Which word of a name is the FDI number of a tooth, and the names of teeth that are numbered otherwise.
 
-    A number counts after a word for teeth; alone or after a part of a tooth only if all such numbers are FDI's.
+    A number counts after a word for teeth; alone or after a part of a tooth only if all such numbers are FDI's; first
+    of several words if the name with the number across is there.
     """
     sure: dict[str, int] = {}
     maybe: dict[str, int] = {}
@@ -167,6 +171,10 @@ def _teeth(words: Mapping[str, Sequence[str]]) -> tuple[dict[str, int], list[str
                 sure[name] = place
             elif word.isdecimal() and (before in _OF_TEETH or len(parts) == 1):
                 maybe[name] = place
+            elif not place and word.isdecimal() and _is_fdi(int(word)):
+                across = int(word) + 10 * (_ACROSS[int(word) % 100 // 10] - int(word) % 100 // 10)
+                if any([str(across), *parts[1:]] == list(other) for other in words.values()):
+                    sure[name] = place
     good = [all(_is_fdi(int(words[name][place])) for name, place in some.items()) for some in (sure, maybe)]
     return {**(maybe if good[1] else {}), **(sure if good[0] else {})}, [] if good[0] else list(sure)
 
@@ -175,14 +183,40 @@ def _is_fdi(number: int) -> bool:
     return number in _FDI or number - 100 in _FDI
 
 
-def _side_of(name: str, words: Sequence[str], tooth: int | None) -> tuple[str, str]:
+def _with_letters_apart(words: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Words, those of capitals that end in L or R in two ("CO", "L") where there is one with the other letter."""
+    known, found = {tuple(parts) for parts in words.values()}, dict(words)
+    for name, parts in words.items():
+        for place, word in enumerate(parts):
+            if not re.fullmatch("[A-Z]{1,4}[LR]", word) or _PALMER.fullmatch(name):
+                continue
+            other = word[:-1] + ("R" if word[-1] == "L" else "L")
+            if (*parts[:place], other, *parts[place + 1 :]) in known:
+                found[name] = [*parts[:place], word[:-1], word[-1], *parts[place + 1 :]]
+    return found
+
+
+def _inner_letters(words: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Which word of a name is its only L or R, within it, where the name with the other letter is there."""
+    lower = {name: tuple(word.lower() for word in parts) for name, parts in words.items()}
+    known, found = set(lower.values()), {}
+    for name, parts in lower.items():
+        places = [place for place, word in enumerate(parts) if word in _LETTERS]
+        if len(places) == 1 and 0 < places[0] < len(parts) - 1:
+            other = "r" if parts[places[0]] == "l" else "l"
+            if (*parts[: places[0]], other, *parts[places[0] + 1 :]) in known:
+                found[name] = places[0]
+    return found
+
+
+def _side_of(name: str, words: Sequence[str], tooth: int | None, inner: int | None) -> tuple[str, str]:
     """The side a name says ("left", "right", or "" for none) and the rest of it."""
     palmer = _PALMER.fullmatch(name)
     if palmer:
-        return _LETTERS[palmer[2].lower()], f"palmer {palmer[1]}{palmer[3]}{palmer[4]}"
+        return _LETTERS[palmer[2].lower()], f"palmer {palmer[1]}{palmer[3]}{palmer[4] or ''}"
     lower = [word.lower() for word in words]
     said = {place: _WORDS[word] for place, word in enumerate(lower) if word in _WORDS}
-    for place in {0, len(lower) - 1} if not said and lower else ():
+    for place in {0, len(lower) - 1, inner or 0} if not said and lower else ():
         if lower[place] in _LETTERS:
             said[place] = _LETTERS[lower[place]]
     if tooth is not None:

@@ -61,6 +61,19 @@ def test_what_does_not_look_like_its_mirror_image_is_not_mirrored_either_way():
     assert mirroring(scans(mirror_image=(0.9, 0.9, 0.2))).value == Mirroring()
 
 
+def test_landmarks_beside_the_middle_without_a_partner_keep_scans_from_being_mirrored():
+    names = ("menton", "condyle_l", "condyle_r", "canine")
+    known = replace(scans(Labels(()), mirror_labels=(0.9,) * 3), landmarks=names)
+    pairs = (("condyle_l", "condyle_r"),)
+    middle = mirroring(replace(known, landmark_across=(0.42, 0.75, 0.15, 0.48)))  # the middle is that of the pair: 0.45
+    assert middle.value == Mirroring((2,), 2, (), pairs)
+    beside = mirroring(replace(known, landmark_across=(0.42, 0.75, 0.15, 0.51)))
+    assert beside.value == Mirroring() and "canine has no partner" in beside.reason
+    labels = replace(scans(SIDED), landmarks=("menton", "canine"))
+    assert mirroring(replace(labels, landmark_across=(0.5, None))).value.axes == (2,)
+    assert mirroring(replace(labels, landmark_across=(0.5, 0.6))).value == Mirroring()
+
+
 @pytest.mark.parametrize(
     ("points", "expected"),
     [
