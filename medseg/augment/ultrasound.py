@@ -1,8 +1,8 @@
 """What ultrasound machines and tissue do to a picture; only grey values change.
 
-Every function is `(Patch, torch.Generator, *, options) -> Patch`. Depth runs down the rows, away from the probe: `axis`
-(z, y, x = 0, 1, 2) names another one. Brightness is the height above the darkest voxel of the patch, so that what shows
-nothing stays black.
+Every function is `(Patch, torch.Generator, *, options) -> Patch`. Depth runs down the rows of the patch, away from the
+probe: `axis` (z, y, x = 0, 1, 2) names another one, except for `shadow`. Brightness is the height above the darkest
+voxel of the patch, so that what shows nothing stays black.
 """
 
 import math

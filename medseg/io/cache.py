@@ -81,10 +81,19 @@ class CachedCase:
         return _read_box(image, box), _read_box(labels, box)
 
 
-def cache_key(preprocess: Preprocess, labels: Labels, landmarks: Sequence[str] = ()) -> str:
-    """Name of the cache of all cases prepared in this way; changes with the format of the cache."""
+def cache_key(
+    preprocess: Preprocess,
+    labels: Labels,
+    landmarks: Sequence[str] = (),
+    stated_spacing_mm: tuple[float, float] | None = None,
+) -> str:
+    """Name of the cache of all cases prepared in this way; changes with the format of the cache.
+
+    `stated_spacing_mm` (y, x) is what the data set says of flat scans that state none.
+    """
     parts = [VERSION, record_sha256(preprocess), record_sha256(labels)]
     parts += [record_sha256(tuple(landmarks))] if landmarks else []
+    parts += [str([float(mm) for mm in stated_spacing_mm])] if stated_spacing_mm else []
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 

@@ -44,10 +44,10 @@ def pixel_cross_entropy(
     """Cross-entropy in which a voxel weighs its class's weight (1 without `weights`) plus `extra` where it is hard.
 
     "gaps": `extra` * exp(-(d1 + d2)^2 / (2 sigma_mm^2)) with the distances in mm to the nearest and the second nearest
-    class or region (Ronneberger 2015), which are 0 inside; `sigma_mm` is 5 of the finest voxels unless given. All
-    pieces of a class are one object: what lies between two of them is not stressed.
-    "edges": `extra` within `band_mm` (1.5 of the finest voxels unless given) of a voxel on the other side of a border.
-    Ignored voxels make no border.
+    class or region (Ronneberger 2015), which are 0 inside; `sigma_mm` is 5 voxels of the image (along its finest axis)
+    unless given. All pieces of a class are one object: what lies between two of them is not stressed.
+    "edges": `extra` within `band_mm` of a voxel on the other side of a border. Unless given it is 1.5 voxels of the
+    image, and reaches at least the next voxel at coarser decoder scales. Ignored voxels make no border.
     """
     lengths = [length for length in (sigma_mm, band_mm) if length is not None]
     if place not in ("gaps", "edges") or extra < 0 or min(lengths, default=1.0) <= 0:
@@ -55,13 +55,14 @@ def pixel_cross_entropy(
         raise PlanError(f'place "{place}", extra {extra}, sigma {sigma_mm}, band {band_mm}', where=WHERE, hint=hint)
     logits, target = logits_and_target(output, batch)
     spacing = batch.spacing or (1.0,) * (target.dim() - 2)
+    finest = min(s * n / m for s, n, m in zip(spacing, target.shape[2:], batch.image.shape[2:], strict=True))
     losses, counts = voxel_cross_entropy(logits, target)
     own = 1.0 if weights is None else class_weights(logits, target, weights)
     objects = _objects(target, logits.shape[1])
     if place == "gaps":
-        more = gap_map(objects, spacing, 5 * min(spacing) if sigma_mm is None else sigma_mm)[:, None]
+        more = gap_map(objects, spacing, 5 * finest if sigma_mm is None else sigma_mm)[:, None]
     else:
-        band = 1.5 * min(spacing) if band_mm is None else band_mm
+        band = max(1.5 * finest, min(spacing)) if band_mm is None else band_mm
         more = edge_band(objects, target, spacing, band)
     return weighted_mean(losses, counts * (own + extra * more))
 

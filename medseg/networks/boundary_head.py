@@ -18,9 +18,11 @@ def boundary(topology: Topology, feature_channels: tuple[int, ...], *, outputs: 
     A module's 1x1 convolution gives F; its edge is E = pool(F) - F with a maximum over 3 voxels along every axis, over
     1 along axes whose spacing there (told by the sizes of the features) is more than twice the finest; its mask is
     F + E, logits of what the edge encloses. Since pool(F) >= F, E is never negative and the mask is pool(F) itself, F
-    dilated by a voxel. So of the edge targets of the losses "gg_net" and "boundary", "inner" and "both" can be met
-    together with the mask's; "outer" cannot: a voxel outside that is edge has a neighbour in the mask that is none,
-    which puts it into the mask. Raises PlanError for a task without labels.
+    dilated by a voxel. So edges of the kinds "inner" and "both" of the losses "gg_net" and "boundary" can lie where the
+    mask's do; those of "outer" cannot: a voxel outside that is edge has a neighbour in the mask that is none, which
+    puts it into the mask. As in the paper E is taken of logits: an edge of exactly 1 asks for a step of 1 or 2 between
+    inside and outside, and a sure mask for larger ones, so the two terms pull against each other. Raises PlanError for
+    a task without labels.
     """
     if outputs < 1:
         raise PlanError("there are no labels to bound", where="network.heads", hint="leave out the head boundary")

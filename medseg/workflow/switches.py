@@ -128,6 +128,9 @@ def mixing_with_what_needs_hard_labels(plan: Plan) -> Iterator[Fight]:
     names = [step.use for step in plan.training.augment if step.use in MIXING]
     if names and plan.sampling.batch < 2:
         yield Fight("sampling.batch", f"{names[0]} mixes the samples of a batch, and there is one", "use 2 or more")
+    if "sample_pairing" in names and plan.landmarks:
+        what = "sample_pairing averages two scans, and the landmarks stay those of one: nothing says which"
+        yield Fight("training.augment", what, "leave it out")
     if "mixup" not in names:
         return
     hard = [term.use for term in plan.training.losses if term.use not in SOFT_LOSSES]

@@ -52,7 +52,7 @@ def prepare(plan: Plan, dataset: Dataset, folder: Path, *, workers: int | None =
     `workers` threads work side by side (None: one per core, at most 4). Raises DatasetError that lists every case that
     failed; the others are kept.
     """
-    cache = folder / "cache" / cache_key(plan.preprocess, plan.labels, plan.landmarks)[:16]
+    cache = folder / "cache" / cache_key(plan.preprocess, plan.labels, plan.landmarks, dataset.spacing_mm)[:16]
     cases = _labelled(dataset)
     wrong: list[str] = []
     work = partial(_prepare_case, plan, dataset, cache)

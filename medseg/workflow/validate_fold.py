@@ -73,7 +73,7 @@ def validate_fold(
     ]
     weights = folder / "weights.safetensors"
     sha256 = file_sha256(weights)
-    _forget_others(out, f"{sha256} {record_sha256(plan.inference)} {_sources([one.case for one in found])}")
+    _forget_others(out, f"{sha256} {record_sha256(plan.inference)} {_sources([one.case for one in found], dataset)}")
     remove_parts(out)
     missing = [one for one in found if not one.is_there(plan)]
     if not missing:
@@ -119,9 +119,12 @@ def _fold_name(folder: Path) -> Fold:
     return int(name) if name.isdigit() else name
 
 
-def _sources(cases: Sequence[Case]) -> str:
-    """A hash of the files of all cases; those that cannot be read are found out when they are predicted."""
-    digest = hashlib.sha256()
+def _sources(cases: Sequence[Case], dataset: Dataset) -> str:
+    """A hash of the files of all cases and of the spacing that the data set states for them.
+
+    Files that cannot be read are found out when they are predicted.
+    """
+    digest = hashlib.sha256(f"{dataset.spacing_mm}\n".encode() if dataset.spacing_mm else b"")
     for case in sorted(cases, key=lambda case: case.id):
         try:
             state = source_sha256(case)

@@ -17,6 +17,7 @@ from tiny_run import fill_cache, tiny_plan, with_hours
 
 from medseg.errors import Interrupted, TrainingError
 from medseg.io.files import file_sha256
+from medseg.networks.critics import CRITICS
 from medseg.training import loop
 from medseg.training.loop import fit
 from medseg.types.plan import Adversary, LossTerm, Step
@@ -87,8 +88,9 @@ def test_a_run_stopped_after_any_step_ends_in_the_same_bytes(cache, tmp_path, na
         assert measured == unbroken
 
 
-def test_a_critic_is_logged_and_thrown_away(cache, tmp_path):
-    weights = train(PLANS["critic"], cache, tmp_path / "with")
+@pytest.mark.parametrize("use", sorted(CRITICS))
+def test_a_critic_is_logged_and_thrown_away(cache, tmp_path, use):
+    weights = train(tiny_plan(adversary=Adversary(use, options={"width": 4})), cache, tmp_path / "with")
     without = train(tiny_plan(), cache, tmp_path / "without")
     assert {"loss adversary", "loss critic"} <= set(rows(tmp_path / "with")[-1])
     learnt, other = load_file(weights), load_file(without)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from medseg.errors import PlanError
 from medseg.losses.cross_entropy import (
+    Place,
     balanced_weights,
     edge_band,
     gap_map,
@@ -184,3 +185,17 @@ def test_weights_that_do_not_fit_are_refused(options: dict[str, list[float]], ro
 def test_pixel_options_that_mean_nothing_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(PlanError, match="place"):
         pixel_cross_entropy(*_case(*_random(1)), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("place", "option", "length"), [("gaps", "sigma_mm", 2.5), ("edges", "band_mm", 1.0)])
+def test_lengths_are_those_of_the_image_at_every_decoder_scale(place: Place, option: str, length: float) -> None:
+    target = torch.zeros(1, 1, 12, 12, dtype=torch.long)
+    target[..., 1:4, :], target[..., 7:, :] = 1, 2
+    logits, image = torch.randn(1, 3, 12, 12), torch.zeros(1, 1, 24, 24)
+    batch = Batch(image, target, spacing=(1.0, 1.0))  # half the image's size: its voxels are 0.5
+    found = pixel_cross_entropy(NetworkOutput((logits,)), batch, place=place)
+    torch.testing.assert_close(
+        found, pixel_cross_entropy(NetworkOutput((logits,)), batch, place=place, **{option: length})
+    )
+    far = pixel_cross_entropy(NetworkOutput((logits,)), batch, place=place, **{option: 2 * length})
+    assert not torch.isclose(found, far, rtol=1e-4)

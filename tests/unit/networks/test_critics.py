@@ -108,10 +108,10 @@ def test_a_projection_saturates_with_thickness() -> None:
     assert 0.6 < project(volume, 1)[0, 0, 0, 2] < 0.64
 
 
-@pytest.mark.parametrize("use", ["consistency", "projective"])
-def test_a_critic_that_says_true_or_false_learns_to_tell_them_apart(use: str) -> None:
-    image, logits, target = _scene(THICK)
-    critic = _critic(use, THICK)
+@pytest.mark.parametrize(("use", "topology"), [("consistency", FLAT), ("consistency", THICK), ("projective", THICK)])
+def test_a_critic_that_says_true_or_false_learns_to_tell_them_apart(use: str, topology: Topology) -> None:
+    image, logits, target = _scene(topology)
+    critic = _critic(use, topology)
     optimizer = torch.optim.Adam(critic.parameters(), lr=0.01)
     losses, terms = [], []
     for _ in range(40):

@@ -201,6 +201,12 @@ ROWS = [
     ("batch_norm_of_one_sample", "sampling.batch", "batch norm", batch(1, norm="batch")),
     ("batch_norm_of_one_sample", "sampling.batch", "switchable", batch(1, norm="switchable")),
     ("batch_norm_of_one_sample", "sampling.batch", "repvgg", batch(1, encoder="repvgg")),
+    (
+        "mixing_with_what_needs_hard_labels",
+        "training.augment",
+        "nothing says which",
+        joint(Step("sample_pairing")),
+    ),
     ("focus_without_effect", "sampling.focus", "asks for none", focused("dice_driven", foreground_fraction=0.0)),
     (
         "focus_without_effect",

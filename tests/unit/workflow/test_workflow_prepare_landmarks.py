@@ -81,6 +81,15 @@ def test_a_landmark_file_that_changes_makes_its_case_stale_and_no_other(tmp_path
     assert prepare(replace(plan, landmarks=NAMES[::-1]), dataset, tmp_path / "run", workers=1) != cache
 
 
+def test_a_corrected_spacing_of_flat_scans_is_prepared_anew(tmp_path):
+    dataset = replace(bright_at_points(tmp_path), spacing_mm=(0.5, 0.5))
+    caches = {
+        prepare(landmark_plan(), replace(dataset, spacing_mm=spacing), tmp_path / "run", workers=1)
+        for spacing in (None, (0.5, 0.5), (0.25, 0.25))
+    }
+    assert len(caches) == 3
+
+
 def test_a_damaged_landmark_file_is_named(tmp_path):
     dataset = bright_at_points(tmp_path)
     (tmp_path / "landmarksTr/a.mrk.json").write_text("{")
