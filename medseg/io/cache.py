@@ -22,12 +22,13 @@ from safetensors.numpy import load_file, save_file
 from medseg.errors import DatasetError, GeometryError, MedsegError
 from medseg.io.files import file_sha256, whole_file
 from medseg.io.records import read_record, record_sha256, write_record
+from medseg.io.scan_sources import files_of
 from medseg.types.geometry import Box, Geometry, Size3
 from medseg.types.image import Image, LabelMap
 from medseg.types.labels import Labels
 from medseg.types.plan import Preprocess
 
-VERSION: Literal["medseg.cache/2"] = "medseg.cache/2"
+VERSION: Literal["medseg.cache/3"] = "medseg.cache/3"
 POSITIONS = 10_000
 _BLOCK_VOXELS = 32 * 32 * 32
 _INSIDE, _POINTS = "inside", "points"
@@ -44,7 +45,7 @@ class _File:
 class _Entry:
     """`<case>.json`; `sources` identifies the files the case was made of, `foreground_voxels` counts per value."""
 
-    schema: Literal["medseg.cache/2"]
+    schema: Literal["medseg.cache/3"]
     case_id: str
     channels: tuple[str, ...]
     geometry: Geometry
@@ -257,11 +258,11 @@ def _positions(flat: np.ndarray, shape: tuple[int, ...], seed: int) -> Int32[np.
 
 
 def _identity(sources: Sequence[Path]) -> str:
-    """A hash of names, sizes and times of the files in `sources`."""
+    """A hash of names, sizes and times of the files in `sources` and of the voxels that belong to headers."""
     lines = [f"{path.name} {(s := path.stat()).st_size} {s.st_mtime_ns}" for path in _files(sources)]
     return hashlib.sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def _files(sources: Iterable[Path]) -> Iterable[Path]:
     for path in sources:
-        yield from sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else (path,)
+        yield from files_of(path)

@@ -16,6 +16,7 @@ from medseg.types.geometry import Geometry
 from medseg.types.image import Image, LabelMap
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 GRID_TOLERANCE = "0.01 mm or 1 % of a voxel, whichever is more"
 MOST_WORKERS = 4  # each holds a case in memory
 
@@ -70,15 +71,15 @@ def check_label_grid(image: Geometry, labels: Geometry, *, where: object = "") -
 
 
 def in_order(
-    work: Callable[[Case], T], cases: Sequence[Case], *, workers: int | None = None
-) -> Iterator[tuple[Case, T]]:
+    work: Callable[[Item], T], cases: Sequence[Item], *, workers: int | None = None
+) -> Iterator[tuple[Item, T]]:
     """Each case with its result, in order, made by `workers` threads that never run far ahead.
 
     None: one per processor that this process may use, at most MOST_WORKERS.
     """
     count = max(1, min(workers or min(MOST_WORKERS, _processors()), len(cases)))
     with ThreadPoolExecutor(count) as pool:
-        waiting: deque[tuple[Case, Future[T]]] = deque()
+        waiting: deque[tuple[Item, Future[T]]] = deque()
         try:
             for case in cases:
                 waiting.append((case, pool.submit(work, case)))

@@ -27,7 +27,7 @@ def source_sha256(case: Case, *, lasting: bool = True) -> str:
     lines = [" ".join((*case.series_uids, *map(str, case.volumes)))]
     groups: tuple[tuple[Path, ...], ...] = case.files or ((),) * len(case.images)
     for path, files in zip(case.images, groups, strict=True):
-        own = files or tuple(_files(path))
+        own = files or tuple(files_of(path))
         lines += ["channel", *(_states(own) if lasting else sorted(map(file_sha256, own)))]
     return hashlib.sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()
 
@@ -42,7 +42,7 @@ def _states(files: Sequence[Path]) -> list[str]:
     return [*(f"{file.name} {state.st_size} {state.st_mtime_ns}" for file, state in found), sample]
 
 
-def _files(path: Path) -> Iterator[Path]:
+def files_of(path: Path) -> Iterator[Path]:
     """A scan's files: those of a folder, or a file and what belongs to it."""
     if path.is_dir():
         yield from sorted(file for file in path.rglob("*") if file.is_file())

@@ -38,7 +38,7 @@ def score_case(case_id: str, prediction: LabelMap, reference: LabelMap, *, toler
     distances inf; `state` says which. Raises GeometryError if the grids are not one by `io.images.check_same_grid`.
     """
     _same_grid(case_id, prediction.geometry, reference.geometry)
-    labels = reference.labels
+    labels, made = reference.labels, {label.name: label for label in prediction.labels.items}
     array, truth = prediction.array, reference.array
     if labels.ignore is not None:
         valid = truth != labels.ignore
@@ -46,7 +46,7 @@ def score_case(case_id: str, prediction: LabelMap, reference: LabelMap, *, toler
     boxes = find_objects(array), find_objects(truth)
     rows = {}
     for label in labels.items:
-        ours, theirs = _values(label, labels), label.values
+        ours, theirs = _values(made.get(label.name, label), prediction.labels), label.values
         box = _joint_box([(boxes[0], ours), (boxes[1], theirs)])
         one, two = np.isin(array[box], ours), np.isin(truth[box], theirs)
         rows[label.name] = _score(one, two, reference.geometry, tolerance_mm)

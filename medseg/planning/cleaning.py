@@ -136,17 +136,19 @@ def _foreground(prediction: LabelMap, reference: LabelMap) -> Pair:
 
 def _dice(prediction: LabelMap, reference: LabelMap) -> Float64[np.ndarray, " k"]:
     """Dice per class; 1 where both are empty, 0 where only the prediction is not."""
-    labels = reference.labels
+    labels, by_name = reference.labels, {item.name: item for item in prediction.labels.items}
+    own = [by_name.get(item.name, item) for item in labels.items]  # which may be written as other values
     made, truth = prediction.array, reference.array
     if labels.ignore is not None:
         made, truth = np.where(truth == labels.ignore, 0, made), np.where(truth == labels.ignore, 0, truth)
     if labels.are_regions():
-        masks = [(np.isin(made, voxel_values(item)), np.isin(truth, item.values)) for item in labels.items]
+        pairs = zip(own, labels.items, strict=True)
+        masks = [(np.isin(made, voxel_values(ours)), np.isin(truth, item.values)) for ours, item in pairs]
         both = np.array([(p & r).sum() for p, r in masks])
         size = np.array([p.sum() + r.sum() for p, r in masks])
     else:
         count = len(labels.items) + 1
-        p = _numbered(made, [item.written for item in labels.items])
+        p = _numbered(made, [item.written for item in own])
         r = _numbered(truth, [item.values[0] for item in labels.items])
         both = np.bincount(p[p == r], minlength=count)[1:]
         size = (np.bincount(p.ravel(), minlength=count) + np.bincount(r.ravel(), minlength=count))[1:]

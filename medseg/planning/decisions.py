@@ -136,21 +136,28 @@ def modality(channel: str) -> str | None:
 def intensity_steps(fingerprint: Fingerprint) -> Decision[tuple[Step, ...]]:
     """One intensity rule per channel, by its name, else by its values."""
     made = [
-        _intensity(name, stats, [case.intensity[index] for case in fingerprint.cases], cropped_share(fingerprint))
+        _intensity(
+            name,
+            stats,
+            [case.intensity[index] for case in fingerprint.cases],
+            cropped_share(fingerprint),
+            min(case.lowest[index] if case.lowest else case.intensity[index].minimum for case in fingerprint.cases),
+        )
         for index, (name, stats) in enumerate(zip(fingerprint.channels, fingerprint.intensity, strict=True))
     ]
     return Decision(tuple(decision.value for decision in made), "; ".join(decision.reason for decision in made))
 
 
-def _intensity(name: str, stats: IntensityStats, cases: Sequence[IntensityStats], share: float) -> Decision[Step]:
+def _intensity(
+    name: str, stats: IntensityStats, cases: Sequence[IntensityStats], share: float, lowest: float
+) -> Decision[Step]:
     kind, why = modality(name), f'"{name}"'
     if kind is None:
-        lowest = min(case.minimum for case in cases)
         kind = "ct" if AIR_HU[0] <= lowest <= AIR_HU[1] else "mr"
         near = "near that of air in HU" if kind == "ct" else "not that of air in HU"
         why += f" names no modality; the lowest value is {lowest:.6g}, {near}"
     if kind == "ct" and stats.p005 < stats.p995:
-        return _hounsfield(why, stats)
+        return _hounsfield(why, stats, lowest)
     if kind == "cbct":
         return Decision(
             Step("anchor_scale"),
@@ -171,10 +178,10 @@ def _intensity(name: str, stats: IntensityStats, cases: Sequence[IntensityStats]
     )
 
 
-def _hounsfield(why: str, stats: IntensityStats) -> Decision[Step]:
+def _hounsfield(why: str, stats: IntensityStats, lowest: float) -> Decision[Step]:
     low, high, mean, std = (_round(value) for value in (stats.p005, stats.p995, stats.mean, stats.std))
     text = f"{why}: clipped to the foreground's P0.5 to P99.5 ({low:g} to {high:g}), mean {mean:g}, deviation {std:g}"
-    if stats.minimum >= 0:
+    if lowest >= 0:
         text += "; warning: no value is below 0, make sure they are HU"
     return Decision(Step("clip_z_score", {"low": low, "high": high, "mean": mean, "std": max(std, 1e-6)}), text)
 

@@ -161,7 +161,10 @@ def _balanced(term: LossTerm, fingerprint: Fingerprint) -> LossTerm:
     sizes = [math.prod(case.spacing_mm) for case in fingerprint.cases]
     rows = [case.class_voxels for case in fingerprint.cases]
     classes = [sum(n * size for n, size in zip(column, sizes, strict=True)) for column in zip(*rows, strict=True)]
-    whole = sum(math.prod(case.cropped_shape) * size for case, size in zip(fingerprint.cases, sizes, strict=True))
+    whole = sum(
+        (math.prod(case.cropped_shape) - case.ignored_voxels) * size
+        for case, size in zip(fingerprint.cases, sizes, strict=True)
+    )
     weights = balanced_weights(torch.tensor([max(0.0, whole - sum(classes)), *classes]))
     return _with(term, "weights", [round(weight, 4) for weight in weights.tolist()])
 

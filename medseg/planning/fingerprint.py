@@ -108,6 +108,8 @@ def measure_case(case_id: str, image: Image, labels: LabelMap, *, flat: bool = F
         intensity=tuple(intensity_stats(channel) for channel in seen),
         class_voxels=tuple(sum(counts.get(value, 0) for value in values) for values in classes),
         warnings=tuple(dict.fromkeys((*image.warnings, *labels.warnings))),
+        lowest=tuple(round(float(channel.min()), 4) for channel in array),
+        ignored_voxels=0 if labels.labels.ignore is None else counts.get(labels.labels.ignore, 0),
     )
     boxes = (1 if flat else ATLAS, ATLAS, ATLAS)
     grey = np.mean([standardised(pooled(channel, boxes)) for channel in array], axis=0)

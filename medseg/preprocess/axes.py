@@ -1,5 +1,6 @@
 """Interpolation on axis-aligned grids, one axis at a time: positions, weights and banded matrix products."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from medseg.types.geometry import Geometry
 Positions = tuple[Float64[np.ndarray, " Z"], Float64[np.ndarray, " Y"], Float64[np.ndarray, " X"]]
 _PAD = 12  # edge voxels repeated on both sides; the spline prefilter has decayed to 1e-7 there
 _TINY = 1e-7  # weights below this are dropped
+SPARSE = 1.5  # voxels between samples above which what lies between them is averaged
 _BLOCK = 32  # targets per matrix product: a compromise between zeros multiplied and calls
 
 
@@ -82,7 +84,7 @@ def axis_weights(source: int, target: int, *, order: int) -> Float32[np.ndarray,
     """One axis' interpolation matrix between two grids over the same extent (outer voxel edges).
 
     Order 0 is nearest, 1 linear, 3 the cubic B-spline with its prefilter folded in (Unser 1999). Edge voxels extend
-    outwards, as in `scipy.ndimage.zoom(mode="nearest", grid_mode=True)`. There is no low-pass filter.
+    outwards, as in `scipy.ndimage.zoom(mode="nearest", grid_mode=True)`. There is no low-pass filter: see `averaged`.
 
     >>> axis_weights(4, 2, order=1)
     array([[0.5, 0.5, 0. , 0. ],
@@ -107,6 +109,26 @@ def weights_at(
         weights = _spline_weights(np.clip(positions, 2 - _PAD, source + _PAD - 3), source)
     weights[np.abs(weights) < _TINY] = 0
     return weights.astype(np.float32)
+
+
+def averaged(
+    positions: Float64[np.ndarray, " target"], source: int, step: float, *, order: int
+) -> Float32[np.ndarray, "target source"]:
+    """As `weights_at`, but of positions more than 1.5 voxels apart the mean over ceil(`step`) parts of each `step`.
+
+    So detail finer than a new voxel is averaged and does not come back as noise or as something coarser. Order 0 is
+    left alone.
+
+    >>> averaged(np.array([0.5, 2.5]), 4, 2.0, order=1)
+    array([[0.5, 0.5, 0. , 0. ],
+           [0. , 0. , 0.5, 0.5]], dtype=float32)
+    """
+    if order == 0 or step <= SPARSE:
+        return weights_at(positions, source, order=order)
+    parts = math.ceil(step)
+    places = [((part + 0.5) / parts - 0.5) * step for part in range(parts)]
+    mean: np.ndarray = np.mean([weights_at(positions + place, source, order=order) for place in places], axis=0)
+    return mean
 
 
 def bands(weights: Float32[np.ndarray, "target source"]) -> tuple[Band, ...] | None:

@@ -1,4 +1,4 @@
-"""The whole preprocessing: orient, crop, resample, normalise; `native.py` goes back.
+"""The whole preprocessing: orient, crop, normalise, resample; `native.py` goes back.
 
 The result carries its own grid, so the scan's grid and the prepared one are all that going back needs.
 """
@@ -23,10 +23,12 @@ from medseg.types.plan import Preprocess
 def prepare_image(image: Image, plan: Preprocess, *, coarse_order: int = 1) -> Image:
     """A scan on the network's grid in network units, float32 (c, z, y, x), in memory of its own.
 
-    Axes are permuted and flipped to `plan.orientation`, cropped, resampled to `plan.spacing_mm` and normalised channel
-    by channel; text beside the regions that a DICOM ultrasound file states goes first. `coarse_order` is the
-    order of interpolation along an axis more than 3 times coarser than the finest (see `resample_image`). Peak memory
-    is about twice the result.
+    Axes are permuted and flipped to `plan.orientation`, cropped, normalised channel by channel and resampled to
+    `plan.spacing_mm`; text beside the regions that a DICOM ultrasound file states goes first. Rules see the voxels as
+    they were measured: after interpolation nothing outside of a mask is exactly 0, and metal has rings. Where a rule
+    leaves 0 outside of a mask, it is 0 there on the new grid too. `coarse_order` is the order of interpolation along an
+    axis more than 3 times coarser than the finest (see `resample_image`). Peak memory is about twice the result and one
+    channel of the scan in float32.
 
     Raises ImageError where the channels do not fit the plan, voxels are not finite, or a scan without spacing would be
     resampled to one in mm.
@@ -49,15 +51,18 @@ def prepare_image(image: Image, plan: Preprocess, *, coarse_order: int = 1) -> I
     if box is not None:
         array, oriented = array[(slice(None), *box.slices())], oriented.crop(box)
     target = prepared_geometry(image.geometry, plan, box)
-    moved = resample_image(
-        replace(image, array=array, geometry=oriented), target, order=plan.image_order, coarse_order=coarse_order
-    )
-    voxels = moved.array
-    if voxels.dtype != np.float32 or not voxels.flags.c_contiguous or np.may_share_memory(voxels, image.array):
-        voxels = np.array(voxels, np.float32, order="C")
-    for rule, channel in zip(rules, voxels, strict=True):
-        channel[:] = rule(channel)
-    return replace(moved, array=voxels, geometry=target)
+    prepared = []
+    for rule, step, channel in zip(rules, plan.intensity, array, strict=True):
+        values = np.array(channel, np.float32, order="C")
+        values[:] = rule(values)
+        one = replace(image, array=values[np.newaxis], geometry=oriented)
+        moved = resample_image(one, target, order=plan.image_order, coarse_order=coarse_order).array
+        if moved is not one.array and (step.use == "fan_z_score" or step.options.get("nonzero")):
+            inside = replace(one, array=(one.array != 0).view(np.uint8))
+            moved *= resample_image(inside, target, order=0).array
+        prepared.append(moved)
+    voxels = prepared[0] if len(prepared) == 1 else np.concatenate(prepared)
+    return replace(image, array=voxels, geometry=target)
 
 
 def prepared_geometry(native: Geometry, plan: Preprocess, box: Box | None = None) -> Geometry:

@@ -4,22 +4,25 @@ Grids whose axes are parallel (also after permuting and flipping) need three sma
 axis; only other grids go through SimpleITK.
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float32, Shaped
+from scipy.ndimage import gaussian_filter
 
 from medseg.errors import ImageError, PlanError
 from medseg.preprocess.axes import (
+    SPARSE,
     Band,
     Positions,
     along_x,
     along_y,
     are_aligned,
+    averaged,
     axis_positions,
     bands,
     nearest,
-    weights_at,
 )
 from medseg.preprocess.orientation import orientation_code, reorient
 from medseg.types.geometry import Geometry, Size3, Vec3
@@ -33,10 +36,11 @@ _SLAB_BYTES = 8 << 20
 def resample_image(image: Image, target: Geometry, *, order: int = 3, coarse_order: int = 1) -> Image:
     """`image` on the grid `target`; float32, or the stored type for order 0 and for an unchanged grid.
 
-    Order 0 is nearest, 1 linear, 3 cubic B-spline clipped to the grey values present. As in nnU-Net there is no
-    low-pass filter when sampling down, and outside the scan its edge voxels are repeated. Along an axis whose spacing
-    is more than 3 times that of the finest axis an order of 3 becomes `coarse_order`: splines ring between thick
-    slices. nnU-Net takes order 0 there; linear moves no edge by half a slice.
+    Order 0 is nearest, 1 linear, 3 cubic B-spline clipped to the grey values present. Along axes that become more than
+    1.5 times coarser a voxel is the mean over its width; nnU-Net samples points there, and noise and fine detail stay
+    as aliases. Outside the scan its edge voxels are repeated. Along an axis whose spacing is more than 3 times that of
+    the finest axis an order of 3 becomes `coarse_order`: splines ring between thick slices. nnU-Net takes order 0
+    there; linear moves no edge by half a slice.
 
     Peak memory is the result plus about 150 planes of float32. Raises ImageError where voxels are not finite.
     """
@@ -48,7 +52,8 @@ def resample_image(image: Image, target: Geometry, *, order: int = 3, coarse_ord
     if not are_aligned(source, target):
         array, source = reorient(array, source, orientation_code(target))
     if not are_aligned(source, target):
-        channels = [resample_oblique(channel, image.geometry, target, order=order) for channel in image.array]
+        smooth = (_smoothed(channel, source, target, order) for channel in array)
+        channels = [resample_oblique(channel, source, target, order=order) for channel in smooth]
         return replace(image, array=np.stack(channels), geometry=target)
     positions = axis_positions(source, target)
     if order == 0:
@@ -56,7 +61,7 @@ def resample_image(image: Image, target: Geometry, *, order: int = 3, coarse_ord
     orders = axis_orders(source.spacing_mm, target.spacing_mm, order, coarse_order)
     result = np.empty((len(array), *target.shape), np.float32)
     for channel, out in zip(array, result, strict=True):
-        _resample_into(out, channel, positions, orders)
+        _resample_into(out, channel, positions, _steps(source, target), orders)
     return replace(image, array=result, geometry=target)
 
 
@@ -109,11 +114,30 @@ def resample_oblique(
     return result if exact else np.clip(result, np.float32(low), np.float32(high))
 
 
+def _steps(source: Geometry, target: Geometry) -> Vec3:
+    """How many voxels of `source` one of `target` spans per axis (z, y, x), where axes are nearly parallel."""
+    z, y, x = (new / old for new, old in zip(target.spacing_mm, source.spacing_mm, strict=True))
+    return z, y, x
+
+
+def _smoothed(
+    array: Shaped[np.ndarray, "z y x"], source: Geometry, target: Geometry, order: int
+) -> Shaped[np.ndarray, "z y x"]:
+    """A channel with a Gaussian as wide as the mean over a new voxel, along axes that become much coarser."""
+    widths = [math.sqrt((step**2 - 1) / 12) if order and step > SPARSE else 0.0 for step in _steps(source, target)]
+    return gaussian_filter(array.astype(np.float32), widths, mode="nearest") if any(widths) else array
+
+
 def _resample_into(
-    out: Float32[np.ndarray, "Z Y X"], array: Shaped[np.ndarray, "z y x"], positions: Positions, orders: Orders
+    out: Float32[np.ndarray, "Z Y X"],
+    array: Shaped[np.ndarray, "z y x"],
+    positions: Positions,
+    steps: Vec3,
+    orders: Orders,
 ) -> None:
     low, high = _finite_range(array)
-    weights = [weights_at(p, n, order=o) for p, n, o in zip(positions, array.shape, orders, strict=True)]
+    axes = zip(positions, array.shape, steps, orders, strict=True)
+    weights = [averaged(p, n, step, order=o) for p, n, step, o in axes]
     in_plane = (bands(weights[1]), bands(weights[2]))
     z_first = len(out) < len(array)
     plane_bytes = 4 * max(array[0].size, out[0].size)

@@ -24,7 +24,8 @@ class IntensityStats:
 class CaseFingerprint:
     """Measurements of one case; shapes and spacings are (z, y, x) in the dataset's common orientation.
 
-    `landmarks` are the names of the points that are placed, within the scan.
+    `landmarks` are the names of the points that are placed, within the scan, `lowest` the smallest values of its
+    channels, `ignored_voxels` are those with the ignore value.
     """
 
     case_id: str
@@ -36,6 +37,8 @@ class CaseFingerprint:
     class_voxels: tuple[int, ...]
     warnings: tuple[str, ...] = ()
     landmarks: tuple[str, ...] = ()
+    lowest: tuple[float, ...] = ()
+    ignored_voxels: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 
 from medseg.errors import BundleError, DatasetError, ImageError, PlanError
 from medseg.inference.directions import predict_directions, unlearnt
@@ -168,12 +168,22 @@ def predict_image(
     labels, probabilities = _labels(scores, prepared.geometry, image.geometry, plan, options)
     dicom_us = image.source is not None and image.source.format == "dicom-us"
     if (dicom_us or has_fan(plan.preprocess)) and image.geometry.shape[0] == 1:
-        labels = cut_to_fan(labels, image_fan(image))
+        fan = image_fan(image)
+        labels = cut_to_fan(labels, fan)
+        probabilities = probabilities if probabilities is None else outside_is_background(probabilities, fan)
     cleaned = clean(labels, plan.postprocess if options.clean else ())
     found = landmarks.warnings if landmarks is not None else unlearnt(plan, directions)
     warnings = tuple(dict.fromkeys((*prepared.warnings, *cleaned.warnings, *found)))
     volumes, areas = ({}, areas_mm2(cleaned)) if dicom_us else (volumes_ml(cleaned), {})  # a frame has no thickness
     return Prediction(case_id, cleaned, volumes, probabilities, warnings, image.source, areas, landmarks)
+
+
+def outside_is_background(probabilities: Probabilities, fan: Bool[np.ndarray, "z y x"]) -> Probabilities:
+    """Probabilities of background outside of the fan: 1 in its channel, 0 in all others."""
+    array = np.where(fan, probabilities.array, np.float32(0))
+    if not probabilities.labels.are_regions():
+        array[0][~fan] = 1
+    return replace(probabilities, array=array)
 
 
 def _labels(

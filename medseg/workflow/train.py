@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from medseg.errors import DatasetError, MedsegError, PlanError, TrainingError
 from medseg.io.bundles import bundle_sha256, remove_leftovers, remove_parts, save_bundle
@@ -20,20 +19,21 @@ from medseg.io.datasets import read_dataset
 from medseg.io.pairs import in_order, read_pair
 from medseg.io.records import read_record, record_sha256, to_plain, write_record
 from medseg.io.regions import region_faults
-from medseg.planning.splits import FOLDS, extend_splits, make_splits, take_turns
 from medseg.preprocess.chain import prepare_image, prepare_labels
-from medseg.preprocess.fan import has_fan
+from medseg.preprocess.fan import has_fan, scored
 from medseg.training.curves import tensorboard
 from medseg.training.lock import locked
 from medseg.training.loop import Hook, fit
 from medseg.training.session import WEIGHTS, is_finished
 from medseg.types.dataset import Case, Dataset, Split
 from medseg.types.geometry import Geometry
+from medseg.types.image import Image, LabelMap
 from medseg.types.plan import Plan
 from medseg.types.progress import Progress, Report, silent
 from medseg.types.result import ModelBundle
 from medseg.workflow.check_plan import check_plan, load_plan
 from medseg.workflow.devices import resolve_device, resolve_precision
+from medseg.workflow.run_folds import Fold, Folds, annotated, run_splits, wanted_folds, with_finished
 from medseg.workflow.size_plan import warn_of_size
 from medseg.workflow.switches import say_doubts
 from medseg.workflow.teacher import check_teacher, open_teacher, unseen_member
@@ -41,8 +41,6 @@ from medseg.workflow.validate_fold import Validated, validate_fold
 from medseg.workflow.validation import clean_and_score
 
 _LOG = logging.getLogger("medseg")
-Fold = int | Literal["all"]
-Folds = Literal["cv", "all"] | int | Sequence[int]
 _EDGE = 1e-3  # voxels by which a landmark may lie outside of its scan
 
 
@@ -53,7 +51,7 @@ def prepare(plan: Plan, dataset: Dataset, folder: Path, *, workers: int | None =
     failed; the others are kept.
     """
     cache = folder / "cache" / cache_key(plan.preprocess, plan.labels, plan.landmarks, dataset.spacing_mm)[:16]
-    cases = _labelled(dataset)
+    cases = annotated(dataset)
     wrong: list[str] = []
     work = partial(_prepare_case, plan, dataset, cache)
     limit = workers or min(4, os.cpu_count() or 1)
@@ -106,14 +104,14 @@ def train(
     guide = check_teacher(plan, None if teacher is None else Path(teacher))
     with locked(out, doing="preparing", wait=True):
         _keep_plan(plan, out)
-        splits = _splits(data, out, folds)
-        wanted = _wanted(folds, splits, out)
+        splits = run_splits(data, out, folds)
+        wanted = wanted_folds(folds, splits, out)
         _sweep_caches(out)
         cache = prepare(plan, data, out, workers=workers, report=report)
     loaders = workers if workers is not None else _loaders(where)
     dealt = record_sha256(splits) if splits else None
     taught = {} if guide is None else {fold: unseen_member(guide, fold, dealt) for fold in [*range(len(splits)), "all"]}
-    for fold in _with_finished(wanted, splits, out):
+    for fold in with_finished(wanted, splits, out):
         split, run = _split(data, splits, fold), out / f"fold_{fold}"
         if not is_finished(run):
             _sweep_fold(run)
@@ -133,7 +131,7 @@ def train(
         with locked(out, doing="validating", wait=True):
             validate_fold(plan, data, split.val, run, device=where, report=report)
     with locked(out, doing="saving", wait=True):
-        members = {fold: out / f"fold_{fold}" / WEIGHTS for fold in _with_finished(wanted, splits, out)}
+        members = {fold: out / f"fold_{fold}" / WEIGHTS for fold in with_finished(wanted, splits, out)}
         validated: list[Validated] = []
         for fold, weights in members.items():  # what is there already is kept; another process may have added folds
             names = _split(data, splits, fold).val
@@ -170,7 +168,7 @@ def _sweep_fold(run: Path) -> None:
 
 def _split(dataset: Dataset, splits: tuple[Split, ...], fold: Fold) -> Split:
     """The cases of a fold; "all" has nothing to validate."""
-    return Split(tuple(case.id for case in _labelled(dataset)), ()) if fold == "all" else splits[int(fold)]
+    return Split(tuple(case.id for case in annotated(dataset)), ()) if fold == "all" else splits[int(fold)]
 
 
 def _teacher_facts(guide: ModelBundle, members: Sequence[str | None]) -> dict[str, object]:
@@ -192,9 +190,10 @@ def _prepare_case(plan: Plan, dataset: Dataset, cache: Path, case: Case) -> str:
         if is_complete(cache, case.id, sources=sources):
             return ""
         image, labels = read_pair(case, dataset)
+        labels = scored(labels, image, plan.preprocess)
         prepared = prepare_image(image, plan.preprocess)
         target = prepare_labels(labels, prepared.geometry, order=plan.preprocess.label_order)
-        inside = (prepared.array != 0).any(axis=0) if has_fan(plan.preprocess) else None
+        inside = _drawn_from(prepared, target, plan)
         places = _places(case, dataset, prepared.geometry) if plan.landmarks else None
         write_case(
             cache, case.id, prepared, target, patch=plan.sampling.patch, sources=sources, inside=inside, points=places
@@ -205,16 +204,22 @@ def _prepare_case(plan: Plan, dataset: Dataset, cache: Path, case: Case) -> str:
     return ""
 
 
+def _drawn_from(prepared: Image, target: LabelMap, plan: Plan) -> Bool[np.ndarray, "z y x"] | None:
+    """Where patches that need not show a class lie: in the fan of ultrasound, and where somebody annotated."""
+    ignore = target.labels.ignore
+    fan = (prepared.array != 0).any(axis=0) if has_fan(plan.preprocess) else None
+    if ignore is None or not (target.array == ignore).any():
+        return fan
+    known: np.ndarray = target.array != ignore
+    return known if fan is None else known & fan
+
+
 def _places(case: Case, dataset: Dataset, grid: Geometry) -> Float64[np.ndarray, "n 3"]:
     """A case's landmarks as places (z, y, x) on its prepared grid; NaN for those outside, which nobody can see."""
     places = grid.to_voxels(read_points(case, dataset))
     outside = np.any((places < -0.5 - _EDGE) | (places > np.array(grid.shape) - 0.5 + _EDGE), axis=1, keepdims=True)
     inside: np.ndarray = np.where(outside, np.nan, places)
     return inside
-
-
-def _labelled(dataset: Dataset) -> list[Case]:
-    return [case for case in dataset.cases if case.label is not None or case.landmarks is not None]
 
 
 def _check_match(plan: Plan, dataset: Dataset) -> None:
@@ -243,56 +248,6 @@ def _essence(plan: Plan) -> str:
     plain = to_plain(plan)
     free = ("name", "reasons", "inference", "postprocess", "origin")
     return record_sha256({key: plain[key] for key in plain if key not in free})
-
-
-def _splits(dataset: Dataset, out: Path, folds: Folds) -> tuple[Split, ...]:
-    """The folds of the run folder, made when first needed and then kept.
-
-    Cases added later join folds that were dealt; folds of the data set's own stay as they are.
-    """
-    path = out / "splits.json"
-    labelled = replace(dataset, cases=tuple(_labelled(dataset)))
-    if not path.exists():
-        if folds == "all":
-            return ()
-        made = make_splits(labelled)
-        if len(made) < FOLDS and not labelled.splits:
-            _LOG.warning("%d patients or groups: %d folds instead of %d", len(made), len(made), FOLDS)
-        write_record(made, path)
-    splits = read_record(path, tuple[Split, ...])
-    known = {case.id for case in _labelled(dataset)}
-    dealt = {name for split in splits for name in (*split.train, *split.val)}
-    lost = sorted(dealt - known)
-    if lost:
-        raise DatasetError(
-            f"cases {', '.join(lost[:5])} are in the splits but not in the data set",
-            where=path,
-            hint="restore them, or train into another output folder",
-        )
-    unused = sorted(known - dealt)
-    if unused and (dataset.splits or not take_turns(splits)):
-        some = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
-        _LOG.warning("%s: %d cases are in no fold and stay out of the cross-validation: %s", path, len(unused), some)
-    elif unused:
-        splits = extend_splits(splits, labelled)
-        write_record(splits, path)
-    return splits
-
-
-def _wanted(folds: Folds, splits: tuple[Split, ...], out: Path) -> list[Fold]:
-    if folds == "all":
-        return ["all"]
-    chosen = list(range(len(splits))) if folds == "cv" else [folds] if isinstance(folds, int) else list(folds)
-    unknown = [fold for fold in chosen if fold not in range(len(splits))]
-    if unknown or not chosen:
-        raise TrainingError(f"no folds {unknown}", where=out, hint=f"folds are 0 to {len(splits) - 1}, cv or all")
-    return [int(fold) for fold in chosen]
-
-
-def _with_finished(wanted: Sequence[Fold], splits: tuple[Split, ...], out: Path) -> list[Fold]:
-    """Wanted folds, and those of earlier calls that are finished, in order."""
-    every: list[Fold] = [*range(len(splits)), "all"]
-    return [fold for fold in every if fold in wanted or is_finished(out / f"fold_{fold}")]
 
 
 def _loaders(device: torch.device) -> int:

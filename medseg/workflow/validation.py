@@ -18,7 +18,7 @@ from medseg.metrics.landmarks import score_landmarks, summarise_landmarks
 from medseg.planning.cleaning import choose_cleaning
 from medseg.postprocess.chain import clean
 from medseg.preprocess.fan import scored
-from medseg.types.dataset import Case, Dataset
+from medseg.types.dataset import Dataset
 from medseg.types.image import LabelMap
 from medseg.types.landmarks import Landmarks
 from medseg.types.plan import Plan, Step
@@ -125,8 +125,9 @@ def _label_scores(
         ],
     }
     for folder, kept in by_fold.items():
-        here = {one.case.id for one in _of(validated, folder)}
-        kept.update(_fold_scores([row for row in before if row.case_id in here]))
+        here = {one.prediction for one in _of(validated, folder)}
+        rows = [row for one, row in zip(validated, before, strict=True) if one.prediction in here]
+        kept.update(_fold_scores(rows))
     return replace(plan, postprocess=steps, reasons=reasons), scores
 
 
@@ -153,7 +154,7 @@ def _of(validated: Sequence[Validated], folder: Path) -> list[Validated]:
 def _pair(dataset: Dataset, plan: Plan, one: Validated) -> tuple[LabelMap, LabelMap]:
     image, reference = read_pair(one.case, dataset)
     reference = scored(reference, image, plan.preprocess)
-    prediction = read_labels(one.prediction, dataset.labels, predicted=True)
+    prediction = read_labels(one.prediction, plan.labels, predicted=True)
     if prediction.array.shape != reference.array.shape:
         what = f"has {prediction.array.shape} voxels where the scan has {reference.array.shape}"
         raise GeometryError(what, where=one.prediction, hint="the scan was replaced; run the same command again")
@@ -168,14 +169,12 @@ def _cleaned(pair: Pair, steps: Sequence[Step], one: Validated) -> tuple[LabelMa
 def _scores(
     pair: Pair, validated: Sequence[Validated], steps: Sequence[Step], report: Report, workers: int | None
 ) -> list[CaseScores]:
-    by_id = {one.case.id: one for one in validated}
-
-    def score(case: Case) -> CaseScores:
-        prediction, reference = pair(by_id[case.id])
-        return score_case(case.id, clean(prediction, steps) if steps else prediction, reference)
+    def score(one: Validated) -> CaseScores:
+        prediction, reference = pair(one)
+        return score_case(one.case.id, clean(prediction, steps) if steps else prediction, reference)
 
     rows = []
-    for _, row in in_order(score, [one.case for one in validated], workers=workers):
+    for _, row in in_order(score, validated, workers=workers):
         rows.append(row)
         report(Progress("score", len(rows), len(validated)))
     return rows

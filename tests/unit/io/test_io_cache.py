@@ -146,6 +146,17 @@ def test_changed_inputs_are_seen(made, tmp_path):
     assert not is_complete(tmp_path, "a", sources=(tmp_path / "gone", series))
 
 
+def test_voxels_that_change_beside_their_header_are_seen(made, tmp_path):
+    _, image, array = made
+    header, voxels = tmp_path / "scan.mhd", tmp_path / "scan.raw"
+    header.write_text("ElementDataFile = scan.raw\n")
+    voxels.write_bytes(b"12")
+    write_case(tmp_path, "a", image, LabelMap(array, GRID, LABELS), patch=PATCH, sources=(header,))
+    assert is_complete(tmp_path, "a", sources=(header,))
+    voxels.write_bytes(b"123")
+    assert not is_complete(tmp_path, "a", sources=(header,))
+
+
 def test_a_case_can_be_sent_to_workers_and_read_from_threads(made):
     folder, image, _ = made
     case = pickle.loads(pickle.dumps(open_case(folder, "Fall ä/1")))

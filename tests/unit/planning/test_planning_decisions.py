@@ -129,3 +129,12 @@ def test_batch_dice_where_a_batch_holds_little_of_a_scan():
     assert decisions.batch_dice(TWO, config="3d_fullres", has_lowres=True).value
     assert not decisions.batch_dice(TWO, config="3d_fullres", has_lowres=False).value
     assert not decisions.batch_dice(TWO, config="3d_lowres", has_lowres=True).value
+
+
+def test_air_is_looked_for_in_the_whole_scan_and_not_in_the_organ():
+    fingerprint = alike((40, 40, 40), (1.0,) * 3, 3, channels=("image",), stats=with_stats(minimum=20.0))
+    assert decisions.intensity_steps(fingerprint).value[0].use == "z_score"
+    cases = tuple(replace(case, lowest=(-1024.0,)) for case in fingerprint.cases)
+    decision = decisions.intensity_steps(replace(fingerprint, cases=cases))
+    assert decision.value[0].use == "clip_z_score" and "the lowest value is -1024" in decision.reason
+    assert "no value is below 0" not in decision.reason

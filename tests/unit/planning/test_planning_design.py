@@ -99,6 +99,9 @@ def test_classes_weigh_by_their_volumes_in_all_cases():
     found = family(replace(SCANS, cases=cases, labels=labels), **{"loss.weighted_cross_entropy": 1}).losses[1]
     volumes = (3000 - 220, 200, 20)  # background, one, two, of 3000 mm3
     assert found.options["weights"] == pytest.approx([3000 / (3 * volumes[0]), 3000 / 600, 20.0], abs=1e-4)
+    few = tuple(replace(case, ignored_voxels=800) for case in cases)
+    known = family(replace(SCANS, cases=few, labels=labels), **{"loss.weighted_cross_entropy": 1}).losses[1]
+    assert known.options["weights"][0] == pytest.approx(600 / (3 * 380), abs=1e-4), "600 mm3 were annotated"
     given = {"loss.weighted_cross_entropy": 1, "loss.weighted_cross_entropy.weights": [1, 2, 3]}
     assert family(**given).losses[1].options == {"weights": [1, 2, 3]}
     regions = replace(SCANS, labels=Labels((Label("whole", (1, 2)), Label("core", (2,)))))

@@ -15,7 +15,7 @@ SHAPES = [
     ((20, 30, 40), (15, 23, 30)),
     ((20, 30, 40), (27, 37, 51)),
     ((1, 30, 40), (1, 20, 60)),
-    ((3, 4, 5), (9, 2, 5)),
+    ((3, 4, 5), (9, 3, 5)),
 ]
 
 
@@ -40,6 +40,30 @@ def test_equals_scipys_zoom(old, new, order):
     assert got.array.shape == (1, *new)
     assert got.array.dtype == (np.int16 if order == 0 else np.float32)
     assert np.abs(got.array[0] - wanted).max() < (1e-9 if order == 0 else 0.005)  # grey levels, of some thousands
+
+
+@pytest.mark.parametrize("order", [1, 3])
+def test_a_voxel_much_larger_than_those_of_the_scan_is_their_mean(order):
+    image = scan((20, 40, 30))
+    for new, parts in (((20, 16, 30), (1, 3, 1)), ((10, 40, 12), (2, 1, 3))):
+        fine = tuple(n * m for n, m in zip(new, parts, strict=True))
+        whole = resample_image(image, image.geometry.with_shape(fine), order=order, coarse_order=3).array[0]
+        blocks = whole.reshape(new[0], parts[0], new[1], parts[1], new[2], parts[2]).mean((1, 3, 5))
+        found = resample_image(image, image.geometry.with_shape(new), order=order, coarse_order=3).array[0]
+        np.testing.assert_allclose(found, blocks, atol=40)  # the finer grid clips what overshoots
+        assert np.abs(found - blocks).mean() < 1
+
+
+@pytest.mark.parametrize("degrees", [0, 20])
+def test_sampling_down_averages_noise_and_keeps_what_is_constant(degrees):
+    image = scan((40, 44, 48), direction=turned(0))
+    coarse = image.geometry.with_shape((16, 18, 19))
+    target = replace(coarse, direction=turned(degrees))
+    found = resample_image(image, target).array[0][3:-3, 5:-5, 5:-5]
+    assert found.std() < 0.4 * image.array.std()  # of points: 0.8 or more
+    assert resample_image(image, target, order=0).array[0][3:-3, 5:-5, 5:-5].std() > 0.9 * image.array.std()
+    flat = resample_image(replace(image, array=np.full_like(image.array, 700)), target).array[0][3:-3, 5:-5, 5:-5]
+    np.testing.assert_allclose(flat, 700, rtol=1e-5)
 
 
 def test_many_slabs_and_both_orders_of_axes_change_nothing(monkeypatch):

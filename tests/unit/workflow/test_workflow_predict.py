@@ -17,7 +17,7 @@ from medseg.io.itk import write_itk
 from medseg.io.nifti import write_nifti
 from medseg.networks.build import build_network
 from medseg.types.geometry import Geometry
-from medseg.types.image import Image, LabelMap
+from medseg.types.image import Image, LabelMap, Probabilities
 from medseg.types.labels import Label, Labels
 from medseg.types.plan import (
     Budget,
@@ -32,8 +32,8 @@ from medseg.types.plan import (
     Topology,
     Training,
 )
+from medseg.workflow import model, predict_case
 from medseg.workflow import predict as job
-from medseg.workflow import predict_case
 from medseg.workflow.predict import PredictOptions, load_model, predict_folder
 
 LABELS = Labels((Label("bone", (1,)), Label("metal", (2,))))
@@ -353,3 +353,15 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 def test_a_run_folder_stands_for_its_bundle(bundle):
     assert load_model(bundle.parent, "cpu", trust=("my_lab",)).bundle.root == bundle
+
+
+def test_probabilities_outside_of_the_fan_are_those_of_background():
+    fan = np.zeros((1, 4, 6), bool)
+    fan[:, 1:, 2:5] = True
+    grid = Geometry((1, 4, 6), (1.0, 0.5, 0.5))
+    array = np.full((3, 1, 4, 6), 1 / 3, np.float32)
+    cut = model.outside_is_background(Probabilities(array, grid, Labels((Label("a", (1,)), Label("b", (2,))))), fan)
+    np.testing.assert_array_equal(cut.array[:, fan], array[:, fan])
+    np.testing.assert_array_equal(cut.array[:, ~fan].T, np.tile([1.0, 0.0, 0.0], (int((~fan).sum()), 1)))
+    regions = Labels((Label("whole", (1, 2)), Label("core", (2,))))
+    assert not model.outside_is_background(Probabilities(array[:2], grid, regions), fan).array[:, ~fan].any()

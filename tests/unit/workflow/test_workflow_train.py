@@ -23,7 +23,8 @@ from medseg.types.plan import Inference, LossTerm, Step
 from medseg.workflow import devices, validate_fold
 from medseg.workflow.devices import resolve_device, resolve_precision
 from medseg.workflow.predict import load_model
-from medseg.workflow.train import _splits, prepare, train
+from medseg.workflow.run_folds import run_splits
+from medseg.workflow.train import prepare, train
 
 
 def flat_plan(**training):
@@ -199,11 +200,11 @@ def test_precision_follows_what_the_device_is_fast_in(monkeypatch, caplog):
 def test_cases_added_later_join_the_folds_and_the_others_stay(trained, pictures, tmp_path):
     data = read_dataset(pictures)
     fewer = replace(data, cases=data.cases[:-1])
-    before = _splits(fewer, tmp_path, "cv")
-    after = _splits(data, tmp_path, "cv")
+    before = run_splits(fewer, tmp_path, "cv")
+    after = run_splits(data, tmp_path, "cv")
     assert [set(old.val) - set(new.val) for old, new in zip(before, after, strict=True)] == [set()] * len(before)
     assert sum(data.cases[-1].id in split.val for split in after) == 1
-    assert _splits(data, tmp_path, "cv") == after
+    assert run_splits(data, tmp_path, "cv") == after
 
 
 def test_a_student_says_whether_its_teacher_saw_what_it_is_scored_on(pictures, trained, tmp_path, caplog):
@@ -232,11 +233,44 @@ def test_folds_of_the_data_sets_own_stay_as_they_are(pictures, tmp_path, caplog)
         for _ in range(2):
             caplog.clear()
             with caplog.at_level(logging.WARNING, "medseg"):
-                assert _splits(given, run, "cv") == own
+                assert run_splits(given, run, "cv") == own
             (said,) = [record.getMessage() for record in caplog.records]
             assert "1 cases are in no fold" in said and left_out in said
         assert read_record(run / "splits.json", tuple[Split, ...]) == own
-    assert _splits(data, tmp_path / "1", "cv") == held_out, "also when the data set no longer says so"
+    assert run_splits(data, tmp_path / "1", "cv") == held_out, "also when the data set no longer says so"
+
+
+def test_groups_that_are_corrected_later_are_not_split_by_the_old_folds(pictures, tmp_path):
+    data = read_dataset(pictures)
+    splits = run_splits(data, tmp_path, "cv")
+    (one, *_), (other, *_) = splits[0].train, splits[0].val
+    known = tuple(replace(case, group="twins") if case.id in (one, other) else case for case in data.cases)
+    with pytest.raises(DatasetError, match=r"do not fit(?s:.)*twins.*both sides of fold 0"):
+        run_splits(replace(data, cases=known), tmp_path, "cv")
+    assert run_splits(data, tmp_path, "cv") == splits
+    with pytest.raises(DatasetError, match="other folds than the data set's own"):
+        run_splits(replace(data, splits=splits[::-1]), tmp_path, "cv")
+
+
+def test_patches_of_sparsely_annotated_scans_lie_where_somebody_annotated(tmp_path):
+    folder = tmp_path / "data"
+    write_nifti_dataset(folder, 1, shape=(12, 8, 8))
+    content = json.loads((folder / "dataset.json").read_text())
+    content["labels"]["ignore"] = 9
+    (folder / "dataset.json").write_text(json.dumps(content))
+    (label,) = (folder / "labelsTr").iterdir()
+    import nibabel
+
+    made = nibabel.load(label)
+    values = np.asarray(made.dataobj).copy()
+    values[:, :, [k for k in range(12) if k != 7]] = 9
+    nibabel.save(nibabel.Nifti1Image(values, made.affine, made.header), label)
+    data = read_dataset(folder)
+    plan = tiny_plan(channels=("MRI",), labels=data.labels)
+    cache = prepare(plan, data, tmp_path / "run", workers=1)
+    case = open_case(cache, data.cases[0].id)
+    assert case.inside is not None and set(case.inside[:, 0].tolist()) == {7}
+    assert len(case.inside) == 64
 
 
 def test_other_inference_settings_keep_the_weights_and_validate_again(trained, pictures, tmp_path):
@@ -262,7 +296,7 @@ def test_a_case_that_cannot_be_predicted_costs_only_itself(pictures, tmp_path, m
         return real(image, *args, case_id=case_id, **options)
 
     monkeypatch.setattr(validate_fold, "predict_image", predict_image)
-    held_out = _splits(read_dataset(pictures), tmp_path, "cv")[2].val
+    held_out = run_splits(read_dataset(pictures), tmp_path, "cv")[2].val
     bad += held_out
     with pytest.raises(TrainingError, match=r"none of 2 validation cases can be scored .*is too large"):
         train(plan, pictures, tmp_path, folds=2, device="cpu")
@@ -288,7 +322,7 @@ def test_a_scan_that_was_replaced_is_validated_again(trained, pictures, tmp_path
     options = {"folds": 1, "device": "cpu", "report": lambda progress: stages.append(progress.stage)}
     train(flat_plan(), data, run, **options)
     assert "validate fold_1" not in stages  # the same files, wherever they lie
-    name = _splits(read_dataset(data), run, "cv")[1].val[0]
+    name = run_splits(read_dataset(data), run, "cv")[1].val[0]
     (scan,) = (data / "imagesTr").glob(f"{name}_0000.*")
     os.utime(scan, ns=(1, 1))
     train(flat_plan(), data, run, **options)

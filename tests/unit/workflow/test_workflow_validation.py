@@ -10,7 +10,7 @@ from phantoms import write_scan
 from tiny_run import tiny_plan
 
 from medseg.errors import TrainingError
-from medseg.io.images import write_labels
+from medseg.io.images import read_labels, write_labels
 from medseg.types.dataset import Case, Dataset
 from medseg.types.geometry import Geometry
 from medseg.types.image import LabelMap
@@ -85,3 +85,31 @@ def test_values_that_only_predictions_hold_are_read_and_scored(tmp_path):
     write_labels(as_written, tmp_path / "reference.nii.gz")
     with pytest.raises(TrainingError, match="holds values 9 that are no class"):
         clean_and_score(plan, dataset, [validated], workers=1)
+
+
+def test_a_case_held_out_of_two_folds_has_the_scores_of_both(tmp_path):
+    dataset, jagged = _case(tmp_path / "fold_0" / "validation")
+    other = tmp_path / "fold_1" / "validation" / "predicted.nii.gz"
+    write_labels(read_labels(jagged.case.label, ORGAN), other)
+    perfect = replace(jagged, fold=1, prediction=other)
+    _, scores = clean_and_score(tiny_plan(labels=ORGAN), dataset, [jagged, perfect], workers=1)
+    first, second = (row["dice_before"]["organ"] for row in scores["per_case"])
+    assert [row["fold"] for row in scores["per_case"]] == [0, 1] and first < 0.95 and second == 1
+    for fold, dice in enumerate((first, second)):
+        kept = json.loads((tmp_path / f"fold_{fold}" / "validation_scores.json").read_text())
+        assert [row["dice"]["organ"] for row in kept["per_case"]] == [dice]
+
+
+@pytest.mark.parametrize("values", [(2, 1), (36, 7)])
+def test_a_plan_that_writes_other_values_than_the_data_set_is_scored_by_class(tmp_path, values):
+    dataset, validated = _case(tmp_path)
+    stored = Labels((Label("shell", (1,)), Label("core", (2,))))
+    written = Labels(tuple(replace(item, write=value) for item, value in zip(stored.items, values, strict=True)))
+    radius = np.linalg.norm(np.stack(np.indices((24, 24, 24)), -1) - 11.5, axis=-1)
+    for labels, file in ((stored, validated.case.label), (written, validated.prediction)):
+        shell, core = (item.written for item in labels.items)
+        array = np.where(radius <= 4, core, np.where(radius <= 8, shell, 0)).astype(np.uint8)
+        write_labels(LabelMap(array, Geometry(array.shape, (1.0, 1.0, 1.0)), labels), file)
+    dataset = replace(dataset, labels=stored)
+    _, scores = clean_and_score(tiny_plan(labels=written), dataset, [validated], workers=1)
+    assert scores["dice_before"] == {"shell": 1.0, "core": 1.0} == scores["dice"]

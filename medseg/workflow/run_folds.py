@@ -1,0 +1,86 @@
+"""The folds of a run folder: dealt once, kept, and checked against the data set at every call."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from medseg.errors import DatasetError, TrainingError
+from medseg.io.records import read_record, write_record
+from medseg.planning.splits import FOLDS, extend_splits, make_splits, split_faults, take_turns
+from medseg.training.session import is_finished
+from medseg.types.dataset import Case, Dataset, Split
+
+_LOG = logging.getLogger("medseg")
+Fold = int | Literal["all"]
+Folds = Literal["cv", "all"] | int | Sequence[int]
+
+
+def annotated(dataset: Dataset) -> list[Case]:
+    """The cases that have a label map or landmarks."""
+    return [case for case in dataset.cases if case.label is not None or case.landmarks is not None]
+
+
+def run_splits(dataset: Dataset, out: Path, folds: Folds) -> tuple[Split, ...]:
+    """The folds of the run folder, made when first needed and then kept.
+
+    Cases added later join folds that were dealt; folds of the data set's own stay as they are. Raises DatasetError
+    where they no longer fit the data set: lost cases, a patient on both sides of a fold, other folds of its own.
+    """
+    path = out / "splits.json"
+    labelled = replace(dataset, cases=tuple(annotated(dataset)))
+    if not path.exists():
+        if folds == "all":
+            return ()
+        made = make_splits(labelled)
+        if len(made) < FOLDS and not labelled.splits:
+            _LOG.warning("%d patients or groups: %d folds instead of %d", len(made), len(made), FOLDS)
+        write_record(made, path)
+    splits = read_record(path, tuple[Split, ...])
+    known = {case.id for case in labelled.cases}
+    dealt = {name for split in splits for name in (*split.train, *split.val)}
+    lost = sorted(dealt - known)
+    if lost:
+        raise DatasetError(
+            f"cases {', '.join(lost[:5])} are in the splits but not in the data set",
+            where=path,
+            hint="restore them, or train into another output folder",
+        )
+    _check_again(labelled, splits, path)
+    unused = sorted(known - dealt)
+    if unused and (dataset.splits or not take_turns(splits)):
+        some = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
+        _LOG.warning("%s: %d cases are in no fold and stay out of the cross-validation: %s", path, len(unused), some)
+    elif unused:
+        splits = extend_splits(splits, labelled)
+        write_record(splits, path)
+    return splits
+
+
+def wanted_folds(folds: Folds, splits: tuple[Split, ...], out: Path) -> list[Fold]:
+    """The folds that are asked for; raises TrainingError for those that the run does not have."""
+    if folds == "all":
+        return ["all"]
+    chosen = list(range(len(splits))) if folds == "cv" else [folds] if isinstance(folds, int) else list(folds)
+    unknown = [fold for fold in chosen if fold not in range(len(splits))]
+    if unknown or not chosen:
+        raise TrainingError(f"no folds {unknown}", where=out, hint=f"folds are 0 to {len(splits) - 1}, cv or all")
+    return [int(fold) for fold in chosen]
+
+
+def with_finished(wanted: Sequence[Fold], splits: tuple[Split, ...], out: Path) -> list[Fold]:
+    """Wanted folds, and those of earlier calls that are finished, in order."""
+    every: list[Fold] = [*range(len(splits)), "all"]
+    return [fold for fold in every if fold in wanted or is_finished(out / f"fold_{fold}")]
+
+
+def _check_again(labelled: Dataset, splits: tuple[Split, ...], path: Path) -> None:
+    """Raise DatasetError where groups or folds of the data set have changed since the folds of the run were made."""
+    hint = "train into another output folder"
+    if labelled.splits and labelled.splits != splits:
+        raise DatasetError("holds other folds than the data set's own, which have changed", where=path, hint=hint)
+    wrong = [fault for fault in split_faults(replace(labelled, splits=splits)) if fault.severity == "error"]
+    if wrong:
+        what = "\n  ".join(["the run's folds do not fit the data set's groups any more", *(f.what for f in wrong)])
+        raise DatasetError(what, where=path, hint=hint)
