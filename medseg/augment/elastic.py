@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
 from medseg.augment.intensity import uniforms
 from medseg.augment.spatial import sample_at
@@ -39,7 +40,7 @@ def elastic(
     scale = strength * most / max(_steepest(field), 1e-6)
     here = torch.stack(torch.meshgrid(*[torch.arange(n).float() for n in size], indexing="ij"), -1)
     place = (here + field * scale).to(patch.image.device)
-    points = None if patch.points is None else _points(patch.points, moves * scale, size)
+    points = None if patch.points is None else _points(patch.points, field * scale)
     if bent == patch.image.ndim - 1:
         image, labels = sample_at(patch.image[None], patch.labels[None], place)
         return replace(patch, image=image[0], labels=labels[0], points=points)
@@ -65,31 +66,21 @@ def _on_grid(moves: Tensor, ticks: Sequence[Tensor]) -> Tensor:
     return moves
 
 
-def _points(points: Tensor, moves: Tensor, size: Sequence[int]) -> Tensor:
-    """Where points go: the place whose content comes from theirs, by fixed-point search."""
-    bent, cells = len(size), len(moves) - 3
-    last = torch.tensor([max(n - 1, 1) for n in size])
+def _points(points: Tensor, field: Tensor) -> Tensor:
+    """Where points go: the place whose content comes from theirs, by fixed-point search in `field` (*s, d)."""
+    bent = field.shape[-1]
+    planes, last = field.double().movedim(-1, 0)[None], torch.tensor([max(n - 1, 1) for n in field.shape[:-1]])
     source = points[:, -bent:].double().cpu().nan_to_num(0.0)
     there = source
     for _ in range(_ROUNDS):
-        there = source - _at(moves.double(), (there / last * cells).clamp(0, cells))
+        grid = (2 * there / last - 1).flip(-1).view(1, -1, *[1] * (bent - 1), bent)
+        there = source - grid_sample(planes, grid, padding_mode="border", align_corners=True).reshape(bent, -1).T
     moved = points.clone()
     moved[:, -bent:] += (there - source).to(points)
     return moved
 
 
 _ROUNDS = 60  # what is left shrinks to `most` of it each time: 0.8 ** 60 = 2e-6
-
-
-def _at(moves: Tensor, places: Tensor) -> Tensor:
-    """The B-spline of control points (k, ..., d) at places (n, d) in cells."""
-    count = moves.shape[0]
-    found = _weights(places[:, 0], count)[:, :, None] * moves.reshape(count, -1)
-    found = found.sum(1).reshape(len(places), *moves.shape[1:])
-    for axis in range(1, places.shape[1]):
-        weights = _weights(places[:, axis], count)
-        found = (weights.reshape(*weights.shape, *[1] * (found.ndim - 2)) * found).sum(1)
-    return found
 
 
 def _weights(ticks: Tensor, count: int) -> Tensor:

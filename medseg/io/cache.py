@@ -28,7 +28,7 @@ from medseg.types.image import Image, LabelMap
 from medseg.types.labels import Labels
 from medseg.types.plan import Preprocess
 
-VERSION: Literal["medseg.cache/3"] = "medseg.cache/3"
+VERSION: Literal["medseg.cache/3"] = "medseg.cache/3"  # also of what a prepared case is made of
 POSITIONS = 10_000
 _BLOCK_VOXELS = 32 * 32 * 32
 _INSIDE, _POINTS = "inside", "points"
@@ -58,7 +58,8 @@ class _Entry:
 class CachedCase:
     """A case in the cache; `foreground` holds up to 10,000 voxel positions (z, y, x) per label value.
 
-    `inside` holds as many of the part of the scan that counts, where it is not all (the fan of ultrasound).
+    `inside` holds as many of the part of the scan that counts, where it is not all: the fan of ultrasound, and what
+    somebody annotated.
     `points` are the plan's landmarks, in its order, as places (z, y, x) on the case's grid; NaN where one is not known.
     It holds paths, no open files, so it may be sent to other processes and read from several threads.
     """

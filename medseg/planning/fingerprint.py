@@ -98,18 +98,19 @@ def measure_case(case_id: str, image: Image, labels: LabelMap, *, flat: bool = F
     sample = sample_voxels(array, mask, name=case_id)
     seen = sample if sample.shape[1] else sample_voxels(array, None, name=case_id)
     classes = tuple(item.values for item in labels.labels.items)
-    counts = _counts(target)
+    counts, box = _counts(target), nonzero_box(array)
+    ignore = labels.labels.ignore
     case = CaseFingerprint(
         case_id=case_id,
         shape=geometry.shape,
         spacing_mm=_rounded3(geometry.spacing_mm),
-        cropped_shape=nonzero_box(array).shape,
+        cropped_shape=box.shape,
         stored_orientation=orientation_code(image.geometry),
         intensity=tuple(intensity_stats(channel) for channel in seen),
         class_voxels=tuple(sum(counts.get(value, 0) for value in values) for values in classes),
         warnings=tuple(dict.fromkeys((*image.warnings, *labels.warnings))),
         lowest=tuple(round(float(channel.min()), 4) for channel in array),
-        ignored_voxels=0 if labels.labels.ignore is None else counts.get(labels.labels.ignore, 0),
+        ignored_voxels=0 if ignore is None else int(np.count_nonzero(target[box.slices()] == ignore)),
     )
     boxes = (1 if flat else ATLAS, ATLAS, ATLAS)
     grey = np.mean([standardised(pooled(channel, boxes)) for channel in array], axis=0)

@@ -25,10 +25,10 @@ def prepare_image(image: Image, plan: Preprocess, *, coarse_order: int = 1) -> I
 
     Axes are permuted and flipped to `plan.orientation`, cropped, normalised channel by channel and resampled to
     `plan.spacing_mm`; text beside the regions that a DICOM ultrasound file states goes first. Rules see the voxels as
-    they were measured: after interpolation nothing outside of a mask is exactly 0, and metal has rings. Where a rule
-    leaves 0 outside of a mask, it is 0 there on the new grid too. `coarse_order` is the order of interpolation along an
-    axis more than 3 times coarser than the finest (see `resample_image`). Peak memory is about twice the result and one
-    channel of the scan in float32.
+    they were measured: after interpolation nothing outside of a mask is exactly 0, and metal has rings. What
+    "fan_z_score" and "z_score" of nonzero voxels leave at 0 is 0 on the new grid too. `coarse_order` is the order of
+    interpolation along an axis more than 3 times coarser than the finest (see `resample_image`). Peak memory is about
+    twice the result and one channel of the scan in float32, for "anchor_scale" two.
 
     Raises ImageError where the channels do not fit the plan, voxels are not finite, or a scan without spacing would be
     resampled to one in mm.
@@ -54,6 +54,8 @@ def prepare_image(image: Image, plan: Preprocess, *, coarse_order: int = 1) -> I
     prepared = []
     for rule, step, channel in zip(rules, plan.intensity, array, strict=True):
         values = np.array(channel, np.float32, order="C")
+        if not np.isfinite([values.min(), values.max()]).all():
+            raise ImageError("voxels hold NaN or infinity", where="image", hint="replace them with a grey value of air")
         values[:] = rule(values)
         one = replace(image, array=values[np.newaxis], geometry=oriented)
         moved = resample_image(one, target, order=plan.image_order, coarse_order=coarse_order).array

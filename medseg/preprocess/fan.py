@@ -56,7 +56,9 @@ def blackened(image: Image, fan: Bool[np.ndarray, "z y x"]) -> Image:
 
 
 def cut_to_fan(labels: LabelMap, fan: Bool[np.ndarray, "z y x"]) -> LabelMap:
-    """Labels with background outside of the fan; a warning counts the voxels that changes."""
+    """Labels with background outside of the fan, ignored voxels apart; a warning counts the voxels that changes."""
+    if labels.labels.ignore is not None:
+        fan = fan | (labels.array == labels.labels.ignore)
     outside = int(np.count_nonzero(labels.array[~fan]))
     if not outside:
         return labels

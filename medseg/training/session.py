@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from medseg import __version__
 from medseg.errors import TrainingError
-from medseg.io.cache import CachedCase, open_case
+from medseg.io.cache import VERSION, CachedCase, open_case
 from medseg.io.records import record_sha256, to_plain, write_record
 from medseg.losses.build import Loss, build_loss
 from medseg.networks.build import HeadedNetwork, build_network
@@ -66,7 +66,7 @@ def identity(plan: Plan, train_ids: Sequence[str], val_ids: Sequence[str], teach
     training = replace(plan.training, precision="fp32")
     cases = [list(train_ids), list(val_ids)]
     model = [] if teacher is None else [teacher.identity]
-    return record_sha256([*(to_plain(part) for part in parts), to_plain(training), *cases, *model])
+    return record_sha256([*(to_plain(part) for part in parts), to_plain(training), *cases, *model, VERSION])
 
 
 def find_checkpoint(folder: Path, expected: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

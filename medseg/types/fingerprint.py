@@ -25,7 +25,7 @@ class CaseFingerprint:
     """Measurements of one case; shapes and spacings are (z, y, x) in the dataset's common orientation.
 
     `landmarks` are the names of the points that are placed, within the scan, `lowest` the smallest values of its
-    channels, `ignored_voxels` are those with the ignore value.
+    channels, `ignored_voxels` are those with the ignore value within `cropped_shape`.
     """
 
     case_id: str

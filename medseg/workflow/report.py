@@ -31,6 +31,8 @@ from medseg.types.result import CaseScores, LabelScores, LandmarkScores
 from medseg.workflow.evaluate_landmarks import landmark_rows
 from medseg.workflow.overlays import label_colours, overlay_png
 
+Place = tuple[str, str]  # a case, and the folder of the fold that validated it
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -98,29 +100,30 @@ def write_report(run: Path | str, dataset: Path | str, out: Path | None = None, 
     cases = {case.id: case for case in data.cases}
     failed = _failed(run / "bundle" / "scores.json")
     files = (path for path in sorted(run.glob("fold_*/validation/*")) if is_image(path) or point_stem(path))
-    found: dict[str, list[Path]] = {}
+    found: dict[Place, list[Path]] = {}
     for path in files:
-        name = image_stem(path) if is_image(path) else point_stem(path)
-        if name in cases and name not in failed:
-            found.setdefault(name, []).append(path)
+        place = (image_stem(path) if is_image(path) else point_stem(path), path.parent.parent.name)
+        if place[0] in cases and place not in failed:
+            found.setdefault(place, []).append(path)
     if not found:
         raise DatasetError(
             "no validation prediction of a case of this data set", where=run, hint="train a fold before the report"
         )
-    loaded = sorted((_scores(_load(data, cases[name], paths, plan)) for name, paths in found.items()), key=_worst_first)
+    rows = ((place, *_scores(_load(data, cases[place[0]], paths, plan))) for place, paths in found.items())
+    loaded = sorted(rows, key=_worst_first)
     shown = []
     for index in _spread(len(loaded), pictures):
-        name = loaded[index][0]
-        one = _load(data, cases[name], found[name], plan)
-        shown.append(Picture(name, _picture(one), _caption(*loaded[index][1:])))
-    scores = tuple(labels for _, labels, _ in loaded if labels is not None)
-    landmarks = tuple(points for _, _, points in loaded if points is not None)
+        (name, fold), labels, points = loaded[index]
+        one = _load(data, cases[name], found[name, fold], plan)
+        shown.append(Picture(f"{name}, {fold.replace('_', ' ')}", _picture(one), _caption(labels, points)))
+    scores = tuple(row[1] for row in loaded if row[1] is not None)
+    landmarks = tuple(row[2] for row in loaded if row[2] is not None)
     page = Page(
         title=f"Training run {plan.name}",
         paragraphs=("Every case below was predicted by a network that was not trained on it.",),
         facts=(
             *_facts(plan, len(loaded), scores, landmarks),
-            *((f"not validated: {c}", why) for c, why in failed.items()),
+            *((f"not validated: {case}, {fold.replace('_', ' ')}", why) for (case, fold), why in failed.items()),
         ),
         scores=scores,
         landmarks=landmarks,
@@ -131,10 +134,10 @@ def write_report(run: Path | str, dataset: Path | str, out: Path | None = None, 
     return write_page(page, out or run / "report.html")
 
 
-def _failed(path: Path) -> dict[str, str]:
-    """Case to reason of what training could not validate, by the scores of its bundle."""
+def _failed(path: Path) -> dict[Place, str]:
+    """Why training could not validate cases, by the scores of its bundle."""
     scores = read_json(path) if path.exists() else {}
-    return {one["case"]: one["error"] for one in scores.get("failed", ())}
+    return {(one["case"], f"fold_{one['fold']}"): one["error"] for one in scores.get("failed", ())}
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,9 +148,6 @@ class _Loaded:
     image: Image
     labels: tuple[LabelMap, LabelMap] | None
     landmarks: tuple[Landmarks, Landmarks] | None
-
-
-Scored = tuple[str, CaseScores | None, LandmarkScores | None]
 
 
 def _load(data: Dataset, case: Case, paths: Sequence[Path], plan: Plan) -> _Loaded:
@@ -165,9 +165,9 @@ def _load(data: Dataset, case: Case, paths: Sequence[Path], plan: Plan) -> _Load
     return _Loaded(case.id, image, labels, landmarks)
 
 
-def _scores(one: _Loaded) -> Scored:
+def _scores(one: _Loaded) -> tuple[CaseScores | None, LandmarkScores | None]:
     labels = None if one.labels is None else score_case(one.case_id, *one.labels)
-    return one.case_id, labels, None if one.landmarks is None else score_landmarks(one.case_id, *one.landmarks)
+    return labels, None if one.landmarks is None else score_landmarks(one.case_id, *one.landmarks)
 
 
 def _picture(one: _Loaded) -> bytes:
@@ -222,9 +222,9 @@ def _spread(count: int, wanted: int) -> list[int]:
     return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]
 
 
-def _worst_first(scored: Scored) -> tuple[float, float]:
+def _worst_first(row: tuple[Place, CaseScores | None, LandmarkScores | None]) -> tuple[float, float]:
     """By Dice from below, then by landmarks from the largest error; what is not defined comes last."""
-    _, labels, landmarks = scored
+    _, labels, landmarks = row
     dice = math.nan if labels is None else mean_dice([labels])
     error = math.nan if landmarks is None else _mean_error([landmarks])
     return math.inf if math.isnan(dice) else dice, math.inf if math.isnan(error) else -error

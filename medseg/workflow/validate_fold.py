@@ -11,6 +11,7 @@ import torch
 
 from medseg.errors import ImageError, MedsegError, memory_errors
 from medseg.io.bundles import remove_parts
+from medseg.io.cache import VERSION
 from medseg.io.files import file_sha256, write_text
 from medseg.io.images import write_labels
 from medseg.io.landmarks import write_landmarks
@@ -73,7 +74,9 @@ def validate_fold(
     ]
     weights = folder / "weights.safetensors"
     sha256 = file_sha256(weights)
-    _forget_others(out, f"{sha256} {record_sha256(plan.inference)} {_sources([one.case for one in found], dataset)}")
+    _forget_others(
+        out, f"{sha256} {VERSION} {record_sha256(plan.inference)} {_sources([one.case for one in found], dataset)}"
+    )
     remove_parts(out)
     missing = [one for one in found if not one.is_there(plan)]
     if not missing:
@@ -105,7 +108,7 @@ def with_error(one: Validated, problem: MedsegError) -> Validated:
 
 
 def _forget_others(out: Path, made_by: str) -> None:
-    """Remove predictions of other weights, inference settings or scans than `made_by` stands for."""
+    """Remove predictions of other weights, preparation, inference settings or scans than `made_by` stands for."""
     note = out / "weights.sha256"
     if note.exists() and note.read_text(encoding="utf-8").strip() == made_by:
         return

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medseg.networks.blocks.activations import pieces
 from medseg.networks.blocks.conv import ConvNormAct, Style, conv
 from medseg.networks.blocks.extent import dilations
 from medseg.networks.blocks.gates import mean
@@ -37,7 +38,7 @@ class Aspp(nn.Module):
         self.rates = nn.ModuleList()
         for rate in rates:
             branch = ConvNormAct(inputs, outputs, ones, ones, style)
-            branch.conv = FittedConv(inputs, outputs, dilations(rate, spacing))
+            branch.conv = FittedConv(inputs, outputs * pieces(style.act), dilations(rate, spacing))
             self.rates.append(branch)
         self.mean = conv(inputs, outputs, ones)
         self.join = ConvNormAct((2 + len(rates)) * outputs, outputs, ones, ones, style)

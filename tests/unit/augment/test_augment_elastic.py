@@ -62,7 +62,6 @@ def test_the_spline_agrees_with_scipy():
         for a in range(3)
     ]
     assert np.allclose(module._on_grid(moves, ticks).numpy(), np.stack(expected, -1))
-    assert np.allclose(module._at(moves, here.reshape(-1, 3)).numpy(), np.stack(expected, -1).reshape(-1, 3))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -100,7 +99,7 @@ def test_points_go_where_their_voxels_go(shape, in_plane):
             map_coordinates(channel.numpy(), out.points[:-1].numpy().T, order=1, mode="nearest")
             for channel in out.image
         ]
-        assert np.allclose(np.stack(came_from, 1), known.numpy(), atol=0.08)  # linear between voxels of a curved field
+        assert np.allclose(np.stack(came_from, 1), known.numpy(), atol=1e-3)
 
 
 def test_points_outside_the_patch_and_one_voxel_axes_are_finite():
@@ -110,6 +109,16 @@ def test_points_outside_the_patch_and_one_voxel_axes_are_finite():
     out = elastic(patch, generator(), p=1.0)
     assert out.points.isfinite().all() and out.image.isfinite().all()
     assert torch.allclose(out.points, patch.points, atol=1e-4)
+
+
+@pytest.mark.parametrize("slices", [1, 2, 3])
+def test_points_of_patches_of_few_slices_stay_between_them(slices):
+    patch = coordinates((slices, 24, 31))
+    points = torch.tensor([[0.3, 12.0, 9.0], [slices - 1.0, 3.0, 20.0], [0.5 * (slices - 1), 20.0, 28.0]])
+    for seed in range(10):
+        out = elastic(Patch(patch.image, patch.labels, points), generator(seed), p=1.0)
+        assert (out.points[:, 0] - points[:, 0]).abs().max() < 0.5 * (slices - 1) + 1e-4
+        assert (out.points[:, 1:] - points[:, 1:]).abs().max() < 4
 
 
 @pytest.mark.parametrize("options", [{"most": 0.9}, {"most": -0.1}, {"cells": 3}])

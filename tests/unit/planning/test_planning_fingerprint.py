@@ -325,3 +325,14 @@ def test_a_data_set_of_landmarks_alone_is_measured(tmp_path):
     assert found.labels == Labels(()) and found.cases[0].class_voxels == ()
     assert found.cases[0].landmarks == ("tip",) and found.mirror_labels == (1.0, 1.0, 1.0)
     assert found.intensity[0].maximum == 100
+
+
+def test_ignored_voxels_are_counted_where_the_scan_is_not_empty():
+    labels = Labels((Label("a", (1,)),), ignore=9)
+    image, target = np.zeros((1, 10, 8, 8), np.float32), np.full((10, 8, 8), 9, np.uint8)
+    image[0, 2:6, 1:5, 1:5], target[3] = 5.0, 0
+    target[3, 2, 2] = 1
+    grid = Geometry((10, 8, 8), (1.0, 1.0, 1.0))
+    one, _ = measure_case("a", Image(image, grid, ("MR",)), LabelMap(target, grid, labels))
+    assert one.case.cropped_shape == (4, 4, 4) and one.case.ignored_voxels == 48
+    assert one.case.lowest == (0.0,) and one.case.class_voxels == (1,)

@@ -203,3 +203,13 @@ def test_metal_is_clipped_before_it_can_ring():
     far = within(ellipsoid((1.0, 1.0, 1.0))[1])
     far[27:37, 25:33, 26:36] = False
     assert change.max() > 200 and change[far].max() < 15
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rule", ["anchor_scale", "z_score", "none"])
+def test_voxels_that_are_no_number_are_refused_on_any_grid(rule, bad):
+    image, _ = ellipsoid((2.0, 2.0, 2.0))
+    image.array[0, 15, 15, 15] = bad
+    for spacing in ((None,) * 3, (1.0, 1.0, 1.0)):
+        with pytest.raises(ImageError, match="NaN or infinity"):
+            prepare_image(image, replace(PLAIN, spacing_mm=spacing, intensity=(Step(rule),)))

@@ -120,3 +120,12 @@ def test_labels_outside_of_the_fan_become_background_and_are_counted():
 def test_constant_planes_are_all_fan():
     assert fan_mask(np.full((2, 20, 30), 7, np.uint8)).all()
     assert cine_fan(np.zeros((3, 20, 30), np.uint8)).all()
+
+
+def test_ignored_pixels_outside_of_the_fan_stay_ignored_and_are_not_counted():
+    fan = np.zeros((1, 4, 6), bool)
+    fan[:, 1:3] = True
+    array = np.array([[[9] * 6, [1] * 6, [0] * 6, [1, 9, 0, 0, 0, 0]]], np.uint8)
+    cut = cut_to_fan(LabelMap(array, Geometry(array.shape, (1.0,) * 3), Labels((Label("a", (1,)),), ignore=9)), fan)
+    assert cut.array.tolist() == [[[9] * 6, [1] * 6, [0] * 6, [0, 9, 0, 0, 0, 0]]]
+    assert any("1 labelled pixels" in note for note in cut.warnings)

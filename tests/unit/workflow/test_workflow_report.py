@@ -98,7 +98,7 @@ def test_a_run_that_finds_landmarks_only_has_a_table_and_pictures_worst_first(tm
     text = " ".join(page.text.split())
     assert "mean radial error1.20 mm" in text, "of five landmarks"
     assert "menton1.5002.1211.5003.00033.3 %" in text
-    first, second, third = (text.index(f"{case}: mean radial error") for case in "abc")
+    first, second, third = (text.index(f"{case}, fold 0: mean radial error") for case in "abc")
     assert first < second < third
     assert "Crosses: landmarks found" in text and "Dice" not in text
 
@@ -109,5 +109,5 @@ def test_cases_that_could_not_be_validated_are_named_with_the_reason_and_not_sco
     (run / "bundle" / "scores.json").write_text(json.dumps({"failed": failed}))
     page = read(write_report(run, data))
     text = " ".join(page.text.split())
-    assert "not validated: bb.png: cannot be read" in text
+    assert "not validated: b, fold 0b.png: cannot be read" in text
     assert "validated cases2" in text and len(page.found) == 2

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import PlanError
-from medseg.networks.blocks.activations import Activation
+from medseg.networks.blocks.activations import ACTS, Activation
 from medseg.networks.blocks.attention import ATTENTION, PassSkip, after_stage, on_skip
 from medseg.networks.blocks.conv import InstanceNorm, Style
 
@@ -78,6 +78,13 @@ def test_layers_of_attention_follow_the_style_of_the_network(name: str) -> None:
     assert any(isinstance(part, nn.GroupNorm) for part in block.modules())
     assert not any(isinstance(part, InstanceNorm) for part in block.modules())
     assert "mish" in {part.act for part in block.modules() if isinstance(part, Activation)}
+
+
+@pytest.mark.parametrize("name", ["aspp", "botnet", "sk"])
+@pytest.mark.parametrize("act", ACTS)
+def test_every_activation_fits_into_attention(name: str, act: str) -> None:
+    (block,) = after_stage(Style(act=act, attention=name), 8, (1.0, 1.0), coarsest=True)  # type: ignore[arg-type]
+    assert block(torch.randn(2, 8, 6, 5)).shape == (2, 8, 6, 5)
 
 
 def test_attention_sits_where_its_place_says() -> None:
