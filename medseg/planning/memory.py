@@ -114,10 +114,10 @@ def estimate_prediction(plan: Plan, scan: Geometry) -> int:
     """Host bytes of predicting one scan of `scan`'s grid with weights and activations on another device.
 
     What lives at once: the scan as read (float32 per channel), the native labels (uint16), and the larger of two. To
-    prepare: a channel of the scan (float32, three times for "anchor_scale", which sorts it), the prepared image
-    (float32, on the plan's spacing) and a channel of it. To predict: the prepared image twice, a ring of score slabs
-    (float32, outputs x (patch + stride of the windows) x y x x; an upper bound, because prediction may advance along a
-    cheaper axis), two native slabs of scores per class in flight, and a heat map of the patch per landmark (twice).
+    prepare: a channel of the scan (float32), the prepared image (float32, on the plan's spacing) and a channel of it.
+    To predict: the prepared image twice, a ring of score slabs (float32, outputs x (patch + stride of the windows) x y
+    x x; an upper bound, because prediction may advance along a cheaper axis), two native slabs of scores per class in
+    flight, and a heat map of the patch per landmark (twice).
     """
     channels, outputs = len(plan.channels), plan.labels.outputs()
     wanted = plan.preprocess.spacing_mm
@@ -129,8 +129,7 @@ def estimate_prediction(plan: Plan, scan: Geometry) -> int:
     ring = min(z, round(patch[0] * (2 - plan.inference.overlap)) + 1)
     slabs = 2 * outputs * scan.shape[1] * scan.shape[2]
     maps = 2 * len(plan.landmarks) * math.prod(patch)
-    sorted_too = 3 if any(step.use == "anchor_scale" for step in plan.preprocess.intensity) else 1
-    to_prepare = sorted_too * native + (channels + 1) * z * y * x
+    to_prepare = native + (channels + 1) * z * y * x
     to_predict = 2 * channels * z * y * x + outputs * ring * y * x + slabs + maps
     return 4 * (channels * native + max(to_prepare, to_predict)) + 2 * native
 

@@ -28,7 +28,7 @@ def prepare_image(image: Image, plan: Preprocess, *, coarse_order: int = 1) -> I
     they were measured: after interpolation nothing outside of a mask is exactly 0, and metal has rings. What
     "fan_z_score" and "z_score" of nonzero voxels leave at 0 is 0 on the new grid too. `coarse_order` is the order of
     interpolation along an axis more than 3 times coarser than the finest (see `resample_image`). Peak memory is about
-    twice the result and one channel of the scan in float32, for "anchor_scale" two.
+    twice the result and one channel of the scan in float32.
 
     Raises ImageError where the channels do not fit the plan, voxels are not finite, or a scan without spacing would be
     resampled to one in mm.

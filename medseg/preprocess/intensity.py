@@ -1,5 +1,6 @@
 """Scanner units to network units, one rule per channel; each may work in place on its float32 array."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -11,6 +12,7 @@ from medseg.preprocess.fan import fan_mask
 Volume = Float32[np.ndarray, "z y x"]
 Normalise = Callable[..., Volume]
 _SMALLEST_STD = 1e-8
+_SORTED = 4_000_000  # voxels, about
 
 
 def z_score(array: Volume, *, nonzero: bool = False) -> Volume:
@@ -32,10 +34,11 @@ def anchor_scale(array: Volume, *, low: float = 1.0, high: float = 90.0, limit: 
     """Map two anchors of each scan to -1 and 1 and clip to +-`limit`; for CBCT, whose grey values are not HU.
 
     The anchors are the percentiles `low` (air, or the darkest tissue) and `high` (dense tissue) of the voxels above the
-    smallest value, which is padding outside the field of view. They follow any gain and offset of the scanner. They are
-    taken twice, the second time without voxels brighter than `limit`: the first time a share f of metal moves a
-    percentile p only to p (1 - f), however bright the metal is; the second time it is not there at all. A mean, a
-    standard deviation or a percentile near 100 would follow the metal.
+    smallest value, which is padding outside the field of view; of large scans, of every second, third ... voxel along
+    each axis, so that about 4 million are sorted. They follow any gain and offset of the scanner. They are taken twice,
+    the second time without voxels brighter than `limit`: the first time a share f of metal moves a percentile p only to
+    p (1 - f), however bright the metal is; the second time it is not there at all. A mean, a standard deviation or a
+    percentile near 100 would follow the metal.
 
     >>> scan = np.linspace(0, 10, 1001, dtype=np.float32).reshape(1, 1, 1001)
     >>> bool(np.allclose(anchor_scale(3 * scan + 7), anchor_scale(scan.copy()), atol=1e-5))
@@ -45,7 +48,8 @@ def anchor_scale(array: Volume, *, low: float = 1.0, high: float = 90.0, limit: 
         raise PlanError(
             f"percentiles {low} to {high}, limit {limit}", where="preprocess.intensity", hint="0 <= low < high <= 100"
         )
-    voxels = array[array > array.min()]
+    some = array[(slice(None, None, math.ceil((array.size / _SORTED) ** (1 / 3))),) * 3]
+    voxels = some[some > array.min()]
     if voxels.size == 0:
         array[:] = 0
         return array
