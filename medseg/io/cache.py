@@ -71,7 +71,7 @@ class CachedCase:
     foreground: dict[int, Int32[np.ndarray, "n 3"]]
     foreground_voxels: dict[int, int]
     stem: Path
-    inside: Int32[np.ndarray, "n 3"] | None = None
+    inside: Int32[np.ndarray, "m 3"] | None = None
     points: Float64[np.ndarray, "p 3"] | None = None
 
     def read(self, box: Box) -> tuple[Float32[np.ndarray, "c z y x"], Shaped[np.ndarray, "z y x"]]:

@@ -41,6 +41,8 @@ def test_a_network_with_it_takes_two_sizes_and_learns(use: str, shape: str, name
     for n, p in network.named_parameters():
         if p.dim() == 1 and not p.any():  # gammas and last norms start at 0 and hide what is before them
             nn.init.constant_(p, 0.1)
+        elif not p.any():  # and last convolutions
+            nn.init.normal_(p, std=0.1)
         elif "squeeze.weight" in n:  # by chance none of its four units is above 0
             p.data.abs_()
     for size in SIZES[shape]:
