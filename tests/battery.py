@@ -53,75 +53,75 @@ class Entry:
         return Job(self.network, CHANNELS, OUTPUTS, self.patch, batch, replace(settings, **training))
 
 
-def topology(preset, shape, *, base=None, stages=3):
+def topology(preset, shape, *, base=None, stages=3, patches=PATCHES):
     """What the planner gives the preset for a small patch, with few stages where the network allows."""
     ndim = 2 if shape == "2d" else 3
     small = preset if preset.rigid else replace(preset, stages=stages)
     z, y, x = SPACINGS[shape]
     spacing = (min(z, MOST.get(preset.backbone, z)), y, x)
-    return topology_for(PATCHES[shape], spacing, ndim=ndim, preset=small, base=base or preset.bases[0] // 2)
+    return topology_for(patches[shape], spacing, ndim=ndim, preset=small, base=base or preset.bases[0] // 2)
 
 
 def head(name):
     return Step(name, HEAD_OPTIONS.get(name, {}))
 
 
-def backbones(shape, *, base=None):
+def backbones(shape, **sizes):
     """Every backbone that has the dimension, with the preset's own options, heads and losses."""
     by_backbone = {preset.backbone: preset for preset in PRESETS.values()}
     assert set(by_backbone) == set(BACKBONES), "every backbone needs a preset"
     for name, preset in by_backbone.items():
         if (2 if shape == "2d" else 3) in preset.dimensions:
-            made, patch = topology(preset, shape, base=base)
+            made, patch = topology(preset, shape, **sizes)
             heads = (head("segmentation"), *preset.heads)
             terms = [HEAD_LOSSES[step.use] for step in heads if step.use in HEAD_LOSSES]
             options = {**preset.options, **SMALLER.get(name, {})}
             yield Entry("backbone", name, Network(name, made, heads, options), patch, (*terms, *preset.losses))
 
 
-def joint(shape, *, base=None):
+def joint(shape, **sizes):
     """Every backbone with all heads that go together."""
-    for entry in backbones(shape, base=base):
+    for entry in backbones(shape, **sizes):
         own = {step.use for step in entry.network.heads}
         more = [head(name) for name in ("boundary", "distance", "dsnt") if name not in own]
         network = replace(entry.network, heads=(*entry.network.heads, *more))
         yield replace(entry, network=network, losses=(*entry.losses, *(HEAD_LOSSES[step.use] for step in more)))
 
 
-def blocks(shape, *, base=None):
+def blocks(shape, **sizes):
     """Every block as the option of a U-Net that names it."""
-    made, patch = topology(PRESETS["unet"], shape, base=base)
+    made, patch = topology(PRESETS["unet"], shape, **sizes)
     tables = {"attention": ATTENTION, "encoder": ENCODERS, "norm": NORMS, "act": ACTS}
     for option, table in tables.items():
         for name in table:
             yield Entry(option, name, Network("unet", made, (head("segmentation"),), {option: name}), patch)
 
 
-def heads(shape, *, base=None):
+def heads(shape, **sizes):
     """Every head beside, or instead of, that for labels."""
-    made, patch = topology(PRESETS["unet"], shape, base=base)
+    made, patch = topology(PRESETS["unet"], shape, **sizes)
     for name in HEADS:
         several = tuple(dict.fromkeys(("segmentation", name)))
         terms = tuple(HEAD_LOSSES[use] for use in several)
         yield Entry("head", name, Network("unet", made, tuple(head(use) for use in several)), patch, terms)
 
 
-def losses(shape, *, base=None):
+def losses(shape, **sizes):
     """Every loss with the network that returns what it looks at."""
     homes = {"boundary": "boundary", **{term.use: use for use, term in HEAD_LOSSES.items()}}
     for name in {**LOSSES, **WHOLE_LOSSES}:
         backbone = NEEDS.get(name, "unet")
-        made, patch = topology(PRESETS[backbone], shape, base=base)
+        made, patch = topology(PRESETS[backbone], shape, **sizes)
         own = homes.get(name, "segmentation")
         several = dict.fromkeys(("segmentation", own))
         network = Network(backbone, made, tuple(head(use) for use in several))
         yield Entry("loss", name, network, patch, (LossTerm(1.0, name),))
 
 
-def all_of(shape, *, base=None):
+def all_of(shape, **sizes):
     """All of them."""
     for make in (backbones, blocks, heads, losses):
-        yield from make(shape, base=base)
+        yield from make(shape, **sizes)
 
 
 def refusal(entry):
