@@ -16,7 +16,7 @@ SIZES = {"base": 16, "patches": PATCHES}  # for small ones torch takes kernels w
 
 @pytest.fixture(autouse=True)
 def two_threads():
-    """With a single one oneDNN takes kernels with buffers of their own for a few networks, up to a fifth of the memory."""
+    """With a single one oneDNN takes kernels with other buffers for a few networks, up to a fifth of the memory."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(2, before))
     yield
