@@ -114,7 +114,8 @@ def losses(shape, **sizes):
         made, patch = topology(PRESETS[backbone], shape, **sizes)
         own = homes.get(name, "segmentation")
         several = dict.fromkeys(("segmentation", own))
-        network = Network(backbone, made, tuple(head(use) for use in several))
+        options = {"attention": "rater_code"} if name == "rater_prior" else {}
+        network = Network(backbone, made, tuple(head(use) for use in several), options)
         yield Entry("loss", name, network, patch, (LossTerm(1.0, name),))
 
 

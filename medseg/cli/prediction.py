@@ -33,6 +33,7 @@ def predict(
     spacing: Annotated[tuple[float, ...], Words] = (),
     temporal_median: int = 1,
     directions: Annotated[tuple[Literal["z", "y", "x"], ...], Words] = (),
+    rater: str | None = None,
     study: str | None = None,
     series: Annotated[tuple[str, ...], Words] = (),
     auth: Path | None = None,
@@ -84,6 +85,8 @@ def predict(
         Axes across which a near-isotropic scan is predicted in slices by a 2D model, and the mean taken: z y x, one
         named twice counts twice; by default those it was trained on. For a 3D model, the axes along which its windows
         are thinnest.
+    rater
+        Whose way of annotating is asked for, by the name in the plan's raters; by default the mean of all.
     study
         StudyInstanceUID, with dicomweb:URL.
     series
@@ -115,6 +118,7 @@ def predict(
         spacing_mm=pixel_spacing(spacing),
         temporal_median=temporal_median,
         directions=directions,
+        rater=rater,
     )
     address = study_address(inputs, study, series, auth=auth, ca=ca)
     with shown_progress() as report:

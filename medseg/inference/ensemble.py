@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from medseg.errors import BundleError, ImageError
+from medseg.errors import BundleError, ImageError, PlanError
 from medseg.inference.sliding_window import Forward, averaged, flips, mirrored, sliding_window
 from medseg.networks.build import build_network
 from medseg.types.geometry import Size3
@@ -28,13 +28,14 @@ class NetworkForward:
     """A network as a function from windows (b, c, z, y, x) to logits (b, k, z, y, x), or to all that it returns.
 
     A 2D network sees (b, c, y, x). In bf16 and fp16 it runs under autocast and returns such logits; whoever sums them
-    does so in float32.
+    does so in float32. `rater` is the number of whose annotation it is to imitate, None for the mean of all.
     """
 
     network: nn.Module
     flat: bool
     device: torch.device
     precision: Precision = "fp32"
+    rater: int | None = None
 
     def __call__(self, image: Tensor) -> Tensor:
         logits = self.whole(image).logits[0]
@@ -43,8 +44,10 @@ class NetworkForward:
     def whole(self, image: Tensor) -> NetworkOutput:
         """Everything the network returns, with the axes that it has."""
         dtype = _AUTOCAST.get(self.precision)
+        raters = None if self.rater is None else torch.full((len(image),), self.rater, device=image.device)
         with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            output: NetworkOutput = self.network(image.squeeze(2) if self.flat else image)
+            seen = image.squeeze(2) if self.flat else image
+            output: NetworkOutput = self.network(seen) if raters is None else self.network(seen, raters)
         return output
 
 
@@ -54,19 +57,26 @@ def load_members(
     device: torch.device,
     folds: Sequence[int | str] | None = None,
     precision: Precision = "fp32",
+    rater: str | None = None,
 ) -> tuple[NetworkForward, ...]:
-    """The bundle's networks (those of `folds`, or all) in eval mode on `device`.
+    """The bundle's networks (those of `folds`, or all) in eval mode on `device`, to annotate as `rater` would.
 
     Weights are read as plain tensors, never unpickled. Raises BundleError for a fold that the bundle lacks and for
-    weights that do not fit the plan's network.
+    weights that do not fit the plan's network, PlanError for a rater that the plan does not name.
     """
+    names = bundle.plan.raters
+    if rater is not None and rater not in names:
+        hint = f"known are {', '.join(names)}" if names else "this model has learnt no rater's way"
+        raise PlanError(f'there is no rater "{rater}"', where="rater", hint=hint)
+    number = None if rater is None else names.index(rater)
     known = {str(member.fold): member for member in bundle.members}
     wanted = [str(fold) for fold in folds] if folds is not None else list(known)
     missing = [fold for fold in wanted if fold not in known]
     if missing or not wanted:
         raise BundleError(f"has no fold {', '.join(missing)}", where=bundle.root, hint=f"folds are {', '.join(known)}")
+    loaded = [_load(bundle, known[fold], device) for fold in wanted]
     return tuple(
-        network_forward(_load(bundle, known[fold], device), bundle.plan, device, precision=precision) for fold in wanted
+        replace(network_forward(network, bundle.plan, device, precision=precision), rater=number) for network in loaded
     )
 
 

@@ -61,6 +61,7 @@ class CachedCase:
     `inside` holds as many of the part of the scan that counts, where it is not all: the fan of ultrasound, and what
     somebody annotated.
     `points` are the plan's landmarks, in its order, as places (z, y, x) on the case's grid; NaN where one is not known.
+    `rater` is the number of who annotated it, -1 for nobody who is known; None where the plan knows no raters.
     It holds paths, no open files, so it may be sent to other processes and read from several threads.
     """
 
@@ -73,6 +74,7 @@ class CachedCase:
     stem: Path
     inside: Int32[np.ndarray, "m 3"] | None = None
     points: Float64[np.ndarray, "p 3"] | None = None
+    rater: int | None = None
 
     def read(self, box: Box) -> tuple[Float32[np.ndarray, "c z y x"], Shaped[np.ndarray, "z y x"]]:
         """Image and labels in `box`, which may reach outside the case: there both are 0.

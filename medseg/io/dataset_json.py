@@ -31,6 +31,7 @@ class Header:
     count: int | None
     listed: Mapping[str, tuple[tuple[str, ...], str | None]] | None
     groups: Mapping[str, str]
+    raters: Mapping[str, str]
     landmarks: tuple[str, ...] | None = None
     spacing_mm: tuple[float, float] | None = None
 
@@ -73,7 +74,7 @@ def read_header(folder: Path) -> tuple[Header | None, tuple[Fault, ...]]:
         faults.append(error(f"numTraining is {count!r}, not a whole number", "give the number of training cases"))
         count = None
     listed = _listed(content, faults)
-    groups = _groups(content, faults)
+    groups, raters = (_case_table(content, key, faults) for key in ("groups", "raters"))
     spacing = _spacing(content, faults)
     if labels is not None and not labels.items and landmarks is None:
         faults.append(error("labels need unique names, at least one", 'add e.g. "liver": 1'))
@@ -83,7 +84,7 @@ def read_header(folder: Path) -> tuple[Header | None, tuple[Fault, ...]]:
     name = _text(content, "name", faults) or folder.resolve().name
     if ending is not None and not ending.startswith("."):
         ending = "." + ending
-    return Header(name, channels, labels, ending, count, listed, groups, landmarks, spacing), tuple(faults)
+    return Header(name, channels, labels, ending, count, listed, groups, raters, landmarks, spacing), tuple(faults)
 
 
 def parse_splits(content: Any, file: str) -> tuple[tuple[Split, ...], list[Fault]]:
@@ -272,12 +273,11 @@ def _is_row(row: Any) -> bool:
     return isinstance(row.get("image"), str) or (_is_texts(row.get("image")) and bool(row["image"]))
 
 
-def _groups(content: Mapping[str, Any], faults: list[Fault]) -> Mapping[str, str]:
-    groups = content.get("groups", {})
-    scalar = (str, int)
-    if isinstance(groups, dict) and all(isinstance(group, scalar) for group in groups.values()):
-        return {case: str(group) for case, group in groups.items() if str(group).strip()}
-    faults.append(error('"groups" is no table of case to group', 'write e.g. {"case_1": "patient_7"}'))
+def _case_table(content: Mapping[str, Any], key: str, faults: list[Fault]) -> Mapping[str, str]:
+    table = content.get(key, {})
+    if isinstance(table, dict) and all(isinstance(value, (str, int)) for value in table.values()):
+        return {case: str(value).strip() for case, value in table.items() if str(value).strip()}
+    faults.append(error(f'"{key}" is no table by case', 'write e.g. {"case_1": "patient_7"}'))
     return {}
 
 

@@ -1,12 +1,12 @@
 """Dataset folders: which cases there are, and every fault that can be seen without reading a voxel."""
 
-import csv
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medseg.errors import DatasetError
+from medseg.io.case_tables import case_table, say_gaps
 from medseg.io.dataset_files import belongs_to_header, entries, known_ending, only_file, relative_name
 from medseg.io.dataset_json import FILE_NAME, Header, error, parse_splits, read_header, read_json, warning
 from medseg.io.dataset_points import find_points, point_names, with_points
@@ -21,11 +21,11 @@ _CHANNEL = re.compile(r"(.+)_(\d{4})")
 def read_dataset(folder: Path | str) -> Dataset:
     """The dataset in `folder`, which holds a `dataset.json` in the nnU-Net v2 or the Decathlon layout; reads no voxels.
 
-    Beyond those layouts: optional "groups" ({case: patient}) in `dataset.json` or a `groups.csv` (case,group), and
-    folds in `splits_final.json` or `splits.json`; a scan may be a folder of DICOM files, a label map a DICOM SEG, an
-    RTSTRUCT or a .seg.nrrd, whose structures are found by the names of "labels", alone in a folder or as a file;
-    "labels" may name an ITK-SNAP label description file; and with "landmarks", which may stand instead of "labels",
-    `landmarksTr` holds a file of points per case.
+    Beyond those layouts: optional "groups" ({case: patient}) and "raters" ({case: who annotated it}) in `dataset.json`,
+    or a `groups.csv` (case,group) and a `raters.csv` (case,rater); folds in `splits_final.json` or `splits.json`. A
+    scan may be a folder of DICOM files, a label map a DICOM SEG, an RTSTRUCT or a .seg.nrrd, whose structures are found
+    by the names of "labels", alone in a folder or as a file; "labels" may name an ITK-SNAP label description file; and
+    with "landmarks", which may stand instead of "labels", `landmarksTr` holds a file of points per case.
     Raises DatasetError that lists every fault, not only the first.
     """
     folder = Path(folder)
@@ -60,8 +60,7 @@ def survey(folder: Path) -> tuple[Dataset | None, tuple[Fault, ...]]:
     if header.count is not None and found and header.count != len(found):
         what = f"numTraining is {header.count}, but {len(found)} whole cases were found"
         faults.append(warning(what, "add the missing cases or correct the number"))
-    groups = _groups(folder, header, faults)
-    cases = _grouped(found, groups, faults)
+    cases = _told_about(found, folder, header, faults)
     splits = _splits(folder, faults)
     names = point_names(header, points, faults)
     dataset = Dataset(header.name, folder, header.channels, header.labels, cases, splits, names, header.spacing_mm)
@@ -237,34 +236,14 @@ def _images_of(
     return None if set(wanted) - set(parts) else tuple(parts[index] for index in wanted)
 
 
-def _groups(folder: Path, header: Header, faults: list[Fault]) -> Mapping[str, str]:
-    path = folder / "groups.csv"
-    if not path.is_file():
-        return header.groups
-    if header.groups:
-        faults.append(warning("is not read, because dataset.json has groups", "keep one of them", file=path.name))
-        return header.groups
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        faults.append(error(f"cannot be read ({problem})", "write UTF-8 text", file=path.name))
-        return {}
-    if not rows or not {"case", "group"} <= set(rows[0]):
-        faults.append(error("has no columns case and group", "name them in the first line", file=path.name))
-        return {}
-    return {row["case"]: row["group"] for row in rows if (row["group"] or "").strip()}
-
-
-def _grouped(found: list[Case], groups: Mapping[str, str], faults: list[Fault]) -> tuple[Case, ...]:
-    ids = {case.id for case in found}
-    for case in sorted(set(groups) - ids):
-        faults.append(warning("has a group, but is no whole case", "correct the groups", case=case, file=""))
-    bare = sorted(ids - set(groups)) if groups else []
-    if bare:
-        what = f"{len(bare)} cases have no group and count as patients of their own: {_some(bare)}"
-        faults.append(warning(what, "give every case a group", file=""))
-    return tuple(replace(case, group=groups.get(case.id)) for case in found)
+def _told_about(found: list[Case], folder: Path, header: Header, faults: list[Fault]) -> tuple[Case, ...]:
+    """The cases with their groups and raters."""
+    ids = [case.id for case in found]
+    groups = case_table(folder, "group", header.groups, faults)
+    raters = case_table(folder, "rater", header.raters, faults)
+    say_gaps(groups, "group", "have no group and count as patients of their own", ids, faults)
+    say_gaps(raters, "rater", "name no rater", ids, faults)
+    return tuple(replace(case, group=groups.get(case.id), rater=raters.get(case.id)) for case in found)
 
 
 def _splits(folder: Path, faults: list[Fault]) -> tuple[Split, ...]:
@@ -282,7 +261,3 @@ def _splits(folder: Path, faults: list[Fault]) -> tuple[Split, ...]:
 def _extra(path: Path, folder: Path, ending: str) -> Fault:
     what = f"is no {ending} file and is left out"
     return warning(what, "remove it, or correct file_ending", file=relative_name(path, folder))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -17,9 +17,11 @@ from medseg.losses.distillation import distil
 from medseg.losses.focal import focal
 from medseg.losses.ohem import ohem
 from medseg.losses.overlap import focal_tversky, generalised_dice, tversky
+from medseg.losses.rater_prior import rater_prior
 from medseg.losses.scales import at_scale, scale_weights
 from medseg.losses.sides import object_boundary, side
 from medseg.losses.stage_wise import bce_batch_dice
+from medseg.losses.term_weights import TermWeights
 from medseg.plugins import resolve
 from medseg.types.plan import LossTerm
 from medseg.types.tensors import Batch, NetworkOutput
@@ -51,7 +53,10 @@ WHOLE_LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "object_boundary": object_boundary,
     "gg_net": gg_net,
     "boundary": boundary,
+    "rater_prior": rater_prior,
 }
+# Of those, the ones that are no measure of an error: weights that are learnt leave them alone.
+PRIORS = frozenset({"rater_prior"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +70,8 @@ class LossValue:
 Loss = Callable[[NetworkOutput, Batch], LossValue]
 
 
-def build_loss(terms: Sequence[LossTerm], *, where: str = "training.losses") -> Loss:
-    """The weighted sum of `terms`.
+def build_loss(terms: Sequence[LossTerm], *, where: str = "training.losses", learnt: TermWeights | None = None) -> Loss:
+    """The weighted sum of `terms`; `learnt` weighs each of `errors_of(terms)` once more.
 
     A term is a function `(output, batch, *, options) -> Tensor`. Those in LOSSES, and terms of the user's own, see one
     decoder scale at a time: `output.logits[0]` and `batch.target` have one size, and `batch.spacing` is that scale's.
@@ -82,11 +87,12 @@ def build_loss(terms: Sequence[LossTerm], *, where: str = "training.losses") -> 
     tables = {**LOSSES, **WHOLE_LOSSES}
     for term in terms:
         resolve(term.use, tables, term.options, where=where)
-    terms = [part for term in terms for part in _apart(term)]
+    apart = [(number, part) for number, term in enumerate(terms) for part in _apart(term)]
     parts = []
-    for name, term in zip(_names(terms), terms, strict=True):
+    for name, (number, term) in zip(term_names([part for _, part in apart]), apart, strict=True):
         bound = resolve(term.use, tables, term.options, where=where)
-        parts.append(_Part(name, term.weight, bound, term.use in WHOLE_LOSSES or _sees_all(bound)))
+        whole = term.use in WHOLE_LOSSES or _sees_all(bound)
+        parts.append(_Part(name, number, term.weight, bound, whole, term.use in PRIORS))
 
     def loss(output: NetworkOutput, batch: Batch) -> LossValue:
         if batch.weight is not None:
@@ -95,7 +101,8 @@ def build_loss(terms: Sequence[LossTerm], *, where: str = "training.losses") -> 
             raise PlanError("a loss of labels without the head segmentation", where=where, hint="leave one of them out")
         seen = _scales(output, batch)
         values = [part.value(((1.0, output, batch),) if part.whole else seen) for part in parts]
-        total = torch.stack([part.weight * value for part, value in zip(parts, values, strict=True)]).sum()
+        weighed = [part.weight * value for part, value in zip(parts, values, strict=True)]
+        total = torch.stack(weighed).sum() if learnt is None else _balanced(parts, weighed, learnt)
         return LossValue(total, {part.name: value.detach() for part, value in zip(parts, values, strict=True)})
 
     return loss
@@ -124,12 +131,14 @@ def _scales(output: NetworkOutput, batch: Batch) -> _Seen:
 
 @dataclass(frozen=True)
 class _Part:
-    """One term."""
+    """One term, or a part of the plan's term `number`."""
 
     name: str
+    number: int
     weight: float
     term: Callable[..., Tensor]
     whole: bool
+    is_prior: bool
 
     def value(self, seen: _Seen) -> Tensor:
         """The term in float32, before its weight, over all that it sees."""
@@ -152,12 +161,29 @@ def _apart(term: LossTerm) -> list[LossTerm]:
     return parts or [term]
 
 
+def errors_of(terms: Sequence[LossTerm]) -> list[LossTerm]:
+    """The terms that measure an error, in order."""
+    return [term for term in terms if term.use not in PRIORS]
+
+
+def _balanced(parts: Sequence[_Part], values: Sequence[Tensor], learnt: TermWeights) -> Tensor:
+    """The sum by learnt weights of the plan's terms, whose parts follow one another, and what is not weighed."""
+    errors: dict[int, Tensor] = {}
+    rest: list[Tensor] = []
+    for part, value in zip(parts, values, strict=True):
+        if part.is_prior:
+            rest.append(value)
+        else:
+            errors[part.number] = errors[part.number] + value if part.number in errors else value
+    return torch.stack([learnt(list(errors.values())), *rest]).sum()
+
+
 def _sees_all(term: Callable[..., Tensor]) -> bool:
     """Whether a function of the user's own asks for the whole output."""
     return bool(getattr(getattr(term, "func", term), "whole_output", False))
 
 
-def _names(terms: Sequence[LossTerm]) -> list[str]:
+def term_names(terms: Sequence[LossTerm]) -> list[str]:
     """A name per term, numbered where one is used twice."""
     short = [term.use.rsplit(":", 1)[-1] for term in terms]
     return [name if short.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(short)]

@@ -6,13 +6,14 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from medseg.errors import PlanError
 from medseg.networks import landmark_heads
 from medseg.networks.attention_unet import attention_unet
 from medseg.networks.bisenet import bisenet
+from medseg.networks.blocks.rater_code import RaterCode
 from medseg.networks.boundary_head import boundary
 from medseg.networks.cascade import cascade
 from medseg.networks.direction_fused import direction_fused
@@ -77,14 +78,20 @@ class HeadedNetwork(nn.Module):
         self.deep_supervision = deep_supervision
         self.scale_weights = tuple(getattr(backbone, "scale_weights", ()))
         self.channels_last = False
+        self.rater_codes = tuple(module for module in backbone.modules() if isinstance(module, RaterCode))
 
-    def forward(self, image: Float[Tensor, "b c *s"]) -> NetworkOutput:
+    def forward(self, image: Float[Tensor, "b c *s"], raters: Int[Tensor, " b"] | None = None) -> NetworkOutput:
+        """What all heads return; `raters` says whose annotation each image is to get, where the network has codes."""
+        for code in self.rater_codes:
+            code.raters = raters
         if self.channels_last:
             image = image.contiguous(memory_format=channels_last(image.dim() - 2))
         found = self.backbone(image)
         found = found if isinstance(found, Decoded) else Decoded(tuple(found))
         scales = found.features if self.training and self.deep_supervision else found.features[:1]
-        own = NetworkOutput(sides=found.sides, scale_weights=self.scale_weights if len(scales) > 1 else ())
+        codes = torch.cat([code.codes for code in self.rater_codes], 1) if self.rater_codes else None
+        weights = self.scale_weights if len(scales) > 1 else ()
+        own = NetworkOutput(sides=found.sides, scale_weights=weights, rater_codes=codes)
         return merged([own, *(head(scales) for head in self.heads)])
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "HeadedNetwork":

@@ -91,6 +91,7 @@ def training(
         precision=budget.precision,
         ema=ema,
         adversary=family.adversary,
+        weighting=family.weighting,
     )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
@@ -19,7 +19,7 @@ from medseg.types.plan import Adversary, LossTerm, Option, Options, Step
 
 T = TypeVar("T", Step, LossTerm)
 _LOSS = re.compile(r"loss\.(?P<use>(?:[\w.]+:)?\w+)(?:\.(?P<option>\w+))?")  # a name of ours or module:function
-_CRITIC = "adversary"
+_CRITIC, _WEIGHTING = "adversary", "weighting"
 POINTS = ("dsnt", "heatmap")  # heads that find landmarks; a plan has one of them
 HEAD_LOSSES: Mapping[str, LossTerm] = MappingProxyType(
     {
@@ -38,7 +38,8 @@ class Wishes:
 
     `options` are those of the backbone, or of a head or loss where the name has its name and a dot before it;
     "loss.<loss>" itself is its weight: a loss that the plan does not have is added, one that weighs 0 left out.
-    "adversary" names a critic, and "adversary.weight", "adversary.lr" and others are its own.
+    "adversary" names a critic, and "adversary.weight", "adversary.lr" and others are its own. "weighting" is "fixed" or
+    "uncertainty", which learns the weights of loss terms.
     `heads` are added to those that the data call for; "heatmap" takes the place of "dsnt".
     """
 
@@ -80,9 +81,11 @@ def design(fingerprint: Fingerprint, preset: str, wishes: Wishes) -> Decision[Pr
     heads = {step.use: step for step in _heads(fingerprint, family, wishes.heads)}
     terms = [HEAD_LOSSES[name] for name in heads if name in HEAD_LOSSES]
     terms += family.losses if fingerprint.labels.items else ()
+    coded = has_rater_code({**family.options, **wishes.options})
+    terms += [LossTerm(1.0, "rater_prior", {"cases": len(fingerprint.cases)})] if coded else []
     losses = _weighed({term.use: term for term in terms}, wishes.options)
-    options, critic = dict(family.options), _critic(wishes.options)
-    for name, value in _beside_critic(wishes.options).items():
+    options, critic = {**family.options, **_of_raters(fingerprint, coded)}, _critic(wishes.options)
+    for name, value in _of_network_and_losses(wishes.options).items():
         loss, own = _LOSS.fullmatch(name), name.rpartition(".")
         if loss and loss["use"] in losses and loss["option"]:
             losses[loss["use"]] = _with(losses[loss["use"]], loss["option"], value)
@@ -96,7 +99,21 @@ def design(fingerprint: Fingerprint, preset: str, wishes: Wishes) -> Decision[Pr
             raise PlanError(f'the plan has no "{own[0]}"', where=f"option {name}", hint=hint)
     terms = [_balanced(term, fingerprint) for term in losses.values()]
     made = replace(family, options=options, heads=tuple(heads.values()), losses=tuple(terms))
+    made = replace(made, weighting=_weighting(wishes.options))
     return Decision(_judged(made, critic), _said(fingerprint, family, wishes))
+
+
+def has_rater_code(options: Options) -> bool:
+    """Whether a network of these options learns who annotated."""
+    return "rater_code" in str(options.get("attention", "none")).split("+")
+
+
+def _of_raters(fingerprint: Fingerprint, coded: bool) -> Options:
+    """The option of raters' codes that the data set decides."""
+    if coded and not fingerprint.raters:
+        hint = 'say who annotated in dataset.json, "raters": {"case_1": "A"}, or leave rater_code out'
+        raise PlanError("the data set names no raters", where="option attention", hint=hint)
+    return {"rater_code_raters": len(fingerprint.raters)} if coded else {}
 
 
 def _weighed(losses: Mapping[str, LossTerm], options: Options) -> dict[str, LossTerm]:
@@ -117,9 +134,21 @@ def _weighed(losses: Mapping[str, LossTerm], options: Options) -> dict[str, Loss
     return {use: term for use, term in weighed.items() if term.weight > 0}
 
 
-def _beside_critic(options: Options) -> Options:
-    """Options of everything else."""
-    return {name: value for name, value in options.items() if name.partition(".")[0] != _CRITIC}
+def _of_network_and_losses(options: Options) -> Options:
+    """Options of backbone, heads and losses."""
+    return {name: value for name, value in options.items() if name.partition(".")[0] not in (_CRITIC, _WEIGHTING)}
+
+
+def _weighting(options: Options) -> Literal["fixed", "uncertainty"]:
+    """How the losses are weighed."""
+    match options.get(_WEIGHTING, "fixed"):
+        case "fixed":
+            return "fixed"
+        case "uncertainty":
+            return "uncertainty"
+        case other:
+            hint = "use fixed, or uncertainty, which learns the weights of loss terms"
+            raise PlanError(f"{other!r} is no weighting", where=f"option {_WEIGHTING}", hint=hint)
 
 
 def _judged(family: Preset, critic: Adversary | None) -> Preset:
@@ -195,6 +224,11 @@ def _said(fingerprint: Fingerprint, family: Preset, wishes: Wishes) -> str:
     said += [f"{points} landmarks to find by {_finder(wishes)}"] if points else []
     said += [f"{step.use} comes with the preset" for step in family.heads if labels]
     said += [f"{name} was asked for" for name in wishes.heads]
+    raters = len(fingerprint.raters)
+    if has_rater_code({**family.options, **wishes.options}):
+        said += [f"a code for each of {raters} raters, and their mean where none is named"]
+    elif raters > 1:
+        said += [f"{raters} raters count as one; --option attention=rater_code learns a code for each"]
     critic = wishes.options.get(_CRITIC)
     said += [f"the critic {critic} learns beside the network"] if critic is not None else []
     return ", ".join(said)

@@ -185,6 +185,7 @@ def _summary(dataset: Dataset, measured: Sequence[Measurement], sums: Pictures) 
         mirror_image=_turn(_decimals(mirror_correlation(sums.grey)), order),
         landmarks=dataset.landmarks,
         landmark_across=() if flat else _across(dataset.landmarks, measured),
+        raters=dataset.raters(),
     )
 
 

@@ -11,7 +11,7 @@ from medseg.io.records import record_sha256
 from medseg.planning import decisions, presets
 from medseg.planning.configurations import Config, Means, fit_all, training
 from medseg.planning.decisions import Decision, SpacingMm
-from medseg.planning.design import Wishes, design
+from medseg.planning.design import Wishes, design, has_rater_code
 from medseg.planning.fit import GIB, Estimate, Fit, Fitted, SecondsOf, Shortage, Total
 from medseg.planning.mirroring import mirroring
 from medseg.planning.whole import terms, whole_spacing
@@ -132,6 +132,7 @@ def _assemble(
             **found.reasons,
         },
         landmarks=fingerprint.landmarks,
+        raters=fingerprint.raters if has_rater_code(found.network.options) else (),
     )
 
 

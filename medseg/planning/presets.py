@@ -36,7 +36,7 @@ class Preset:
     `bases`: first-stage channels a time budget chooses from, the last where there is none. `stages`: the most there
     may be. `rigid`: exactly that many, and every one but the first halves every axis, because the network knows no
     others. `dimensions` the network has. `options` are its own; `heads` and `losses` are added to those that the data
-    call for. `adversary` is the critic that learns beside it.
+    call for. `adversary` is the critic that learns beside it, `weighting` how the losses are weighed.
     """
 
     backbone: str
@@ -51,6 +51,7 @@ class Preset:
     heads: tuple[Step, ...] = ()
     losses: tuple[LossTerm, ...] = ()
     adversary: Adversary | None = None
+    weighting: Literal["fixed", "uncertainty"] = "fixed"
 
     @property
     def base_channels(self) -> int:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from medseg.losses.build import Loss, build_loss
+from medseg.losses.build import Loss, build_loss, errors_of
+from medseg.losses.term_weights import TermWeights
 from medseg.networks.build import HeadedNetwork, arrange, build_network
 from medseg.networks.critics import build_critic, judge
 from medseg.types.geometry import Size3
@@ -81,7 +82,9 @@ def build_parts(
     average = [p.detach().clone() for p in params] if job.training.ema is not None else []
     critic = _critic(job, device)
     own = tuple([torch.zeros_like(p) for p in critic.parameters()] for _ in range(2)) if critic is not None else ()
-    return Parts(network, build_loss(job.training.losses), states, average, critic, own)
+    fixed = job.training.weighting == "fixed"
+    weights = None if fixed else TermWeights(len(errors_of(job.training.losses))).to(device)
+    return Parts(network, build_loss(job.training.losses, learnt=weights), states, average, critic, own)
 
 
 def random_batch(job: Job, device: torch.device) -> Batch:
@@ -99,7 +102,9 @@ def random_batch(job: Job, device: torch.device) -> Batch:
     teacher = torch.randn(job.batch, job.outputs, *size, device=device) if taught else None
     mixes = any(step.use == "mixup" for step in job.training.augment)
     mixed = Mixed(target.clone(), torch.rand(job.batch, device=device)) if mixes else None
-    return Batch(image, target, points, spacing, teacher=teacher, mixed=mixed)
+    told = "rater_code" in str(job.network.options.get("attention", "none")).split("+")
+    raters = torch.zeros(job.batch, dtype=torch.int64, device=device) if told else None
+    return Batch(image, target, points, spacing, teacher=teacher, mixed=mixed, raters=raters)
 
 
 def run_step(parts: Parts, batch: Batch, training: Training, *, whole: bool) -> None:
@@ -109,7 +114,7 @@ def run_step(parts: Parts, batch: Batch, training: Training, *, whole: bool) -> 
     """
     for p in parts.network.parameters():
         p.grad = None
-    output = forward(parts.network, batch.image, training.precision)
+    output = forward(parts.network, batch, training.precision)
     total = parts.loss(output, batch).total
     judged = None
     if parts.critic is not None:
@@ -157,11 +162,11 @@ def _regions(job: Job) -> bool:
     return job.regions or job.outputs == 1
 
 
-def forward(network: nn.Module, image: Tensor, precision: Precision) -> NetworkOutput:
+def forward(network: nn.Module, batch: Batch, precision: Precision) -> NetworkOutput:
     """Logits computed under autocast, returned in float32."""
     dtype = _DTYPES.get(precision)
-    with torch.autocast(image.device.type, dtype=dtype, enabled=dtype is not None):
-        output: NetworkOutput = network(image)
+    with torch.autocast(batch.image.device.type, dtype=dtype, enabled=dtype is not None):
+        output: NetworkOutput = network(batch.image) if batch.raters is None else network(batch.image, batch.raters)
     return output.as_float32()
 
 

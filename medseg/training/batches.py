@@ -182,7 +182,9 @@ def _stacked(patches: Sequence[Patch], plan: Plan, device: torch.device) -> Batc
     points = _inside(patches, plan).to(device) if plan.landmarks else None
     weights = [patch.weight for patch in patches]
     weight = None if all(w == 1 for w in weights) else torch.tensor(weights, device=device)
-    return Batch(image, encode_target(values, plan.labels), points, _spacing(plan), weight=weight)
+    known = [patch.rater for patch in patches if patch.rater is not None]
+    raters = torch.tensor(known, device=device) if known else None
+    return Batch(image, encode_target(values, plan.labels), points, _spacing(plan), weight=weight, raters=raters)
 
 
 def _inside(patches: Sequence[Patch], plan: Plan) -> Tensor:

@@ -22,6 +22,7 @@ from medseg.training.position import Position, advance, close_epoch, epoch_is_fu
 from medseg.training.session import (
     CHECKPOINT,
     METRICS,
+    NOBODY,
     WEIGHTS,
     Session,
     find_checkpoint,
@@ -93,11 +94,13 @@ def fit(
     report: Report = silent,
     workers: int = 0,
     teacher: Teacher | None = None,
+    raters: Mapping[str, str] = NOBODY,
 ) -> Path:
     """Train one network on the cached cases `train_ids` to the end of its schedule; returns the weights file.
 
     Goes on from `run`/checkpoint.safetensors if there is one: the final weights are the same bytes as without the
-    interruption (same machine, device and threads). A hook that returns "stop" ends training after the epoch.
+    interruption (same machine, device and threads). `raters` says who annotated a case. A hook that returns "stop" ends
+    training after the epoch.
     Raises TrainingError if another process trains here, if the folder belongs to another plan or split, if memory runs
     out, or if numbers are not finite; Interrupted after SIGTERM or Ctrl-C, when all up to the last step is saved.
     """
@@ -106,7 +109,7 @@ def fit(
         stack.enter_context(memory_errors(TrainingError, "out of memory", where=run, hint=_SHORT))
         stack.enter_context(own_randomness(device))
         asked = stack.enter_context(stop_requests())
-        key = identity(plan, train_ids, val_ids, teacher)
+        key = identity(plan, train_ids, val_ids, teacher, raters)
         found = find_checkpoint(run, key)
         if found is not None and is_finished(run):
             return run / WEIGHTS
@@ -120,6 +123,7 @@ def fit(
             facts=None if found is None else found[1]["facts"],
             asked_to_stop=asked,
             teacher=teacher,
+            raters=raters,
         )
         position = Position(total=plan.training.epochs * plan.training.steps_per_epoch)
         position = position if found is None else restore(session, *found)
@@ -169,6 +173,8 @@ def _one_step(session: Session, position: Position, batch: Batch) -> Position:
     training = session.plan.training
     heard: list[list[float]] = []
     set_rate(session.optimizer, session.schedule(progress(position)))
+    if session.balance is not None:
+        set_rate(session.balance.optimizer, session.schedule(progress(position)))
     seed_step(training.seed, position.step)
     batch = replace(batch, progress=progress(position))
     try:
@@ -181,6 +187,7 @@ def _one_step(session: Session, position: Position, batch: Batch) -> Position:
             precision=training.precision,
             clip_grad_norm=training.clip_grad_norm,
             opponent=session.opponent,
+            balance=session.balance,
         )
     except TrainingError as error:
         kept = session.folder / CHECKPOINT
@@ -230,6 +237,7 @@ def _measure(
         "step": position.step,
         "total_steps": position.total,
         **{name: value / position.count for name, value in position.sums.items()},
+        **({} if session.balance is None else session.balance.now()),
         **measured,
         "learning_rate": session.optimizer.param_groups[0]["lr"],
         "patches_per_s": session.plan.sampling.batch / step_s if step_s else float("nan"),

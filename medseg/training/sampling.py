@@ -115,10 +115,10 @@ def read_patch(case: CachedCase, box: Box, *, ndim: int, across: int = 0) -> Pat
     if case.points is not None:
         points = torch.from_numpy((case.points - box.start).astype(np.float32))
     if ndim == 3:
-        return Patch(grey, values, points)
+        return Patch(grey, values, points, rater=case.rater)
     if points is not None:
         points = points[:, 1:].masked_fill(points[:, :1].abs() > 0.5, torch.nan)
-    return Patch(grey.squeeze(1 + across), values.squeeze(1 + across), points)
+    return Patch(grey.squeeze(1 + across), values.squeeze(1 + across), points, rater=case.rater)
 
 
 def _box(starts: Sequence[int], size: Size3) -> Box:

@@ -5,12 +5,14 @@ import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
@@ -22,6 +24,7 @@ from medseg.losses.build import Loss, build_loss
 from medseg.networks.build import HeadedNetwork, build_network
 from medseg.training import checkpoint
 from medseg.training.adversary import Opponent, open_opponent
+from medseg.training.balance import Balance, open_balance
 from medseg.training.batches import batches
 from medseg.training.focus import Sampler, build_sampler
 from medseg.training.optim import Schedule, build_optimizer
@@ -34,7 +37,8 @@ from medseg.types.tensors import Batch
 
 _LOG = logging.getLogger("medseg")
 CHECKPOINT, WEIGHTS, METRICS, FACTS = "checkpoint.safetensors", "weights.safetensors", "metrics.jsonl", "run.json"
-_CRITIC = "critic/"
+NOBODY: Mapping[str, str] = MappingProxyType({})
+_CRITIC, _BALANCE = "critic/", "balance/"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,13 +62,22 @@ class Session:
     sampler: Sampler
     opponent: Opponent | None = None
     teacher: Teacher | None = None
+    balance: Balance | None = None
 
 
-def identity(plan: Plan, train_ids: Sequence[str], val_ids: Sequence[str], teacher: Teacher | None = None) -> str:
+def identity(
+    plan: Plan,
+    train_ids: Sequence[str],
+    val_ids: Sequence[str],
+    teacher: Teacher | None = None,
+    raters: Mapping[str, str] = NOBODY,
+) -> str:
     """Hash of all that decides the weights; a checkpoint with another one is not taken up."""
     parts = [plan.channels, plan.labels, plan.preprocess, plan.network, plan.sampling]
     training = replace(plan.training, precision="fp32")
-    cases = [list(train_ids), list(val_ids)]
+    cases: list[Any] = [list(train_ids), list(val_ids)]
+    if plan.raters:
+        cases.append([list(plan.raters), {case: raters.get(case) for case in (*train_ids, *val_ids)}])
     model = [] if teacher is None else [teacher.identity]
     return record_sha256([*(to_plain(part) for part in parts), to_plain(training), *cases, *model, VERSION])
 
@@ -96,8 +109,10 @@ def open_session(
     facts: Mapping[str, Any] | None,
     asked_to_stop: Callable[[], int | None],
     teacher: Teacher | None = None,
+    raters: Mapping[str, str] = NOBODY,
 ) -> Session:
     """Build network, loss and optimiser, open the (train, val) `cases`, and decide what `facts` do not hold yet."""
+    opened = partial(_open_case, plan, cache, raters)
     torch.manual_seed(plan.training.seed)
     network = build_network(
         plan.network,
@@ -106,28 +121,38 @@ def open_session(
         deep_supervision=plan.training.deep_supervision,
     ).to(device)
     optimizer, schedule = build_optimizer(network, plan.training.optimizer, plan.training.schedule)
-    train = tuple(open_case(cache, case) for case in cases[0])
+    train = tuple(opened(case) for case in cases[0])
     if not train:
         raise TrainingError("no training cases", where=folder, hint="check the splits")
+    balance = open_balance(plan, device)
     return Session(
         plan=plan,
         folder=folder,
         device=device,
         network=network,
-        loss=build_loss(plan.training.losses),
+        loss=build_loss(plan.training.losses, learnt=None if balance is None else balance.weights),
         optimizer=optimizer,
         schedule=schedule,
         scaler=new_scaler(plan.training.precision, device),
         average=None if plan.training.ema is None else new_average(network),
         train=train,
-        val=tuple(open_case(cache, case) for case in cases[1]),
+        val=tuple(opened(case) for case in cases[1]),
         facts=_facts(plan, train, device, workers, facts),
         workers=workers,
         asked_to_stop=asked_to_stop,
         sampler=build_sampler(plan.sampling.focus, train, plan.labels, validated=bool(cases[1])),
         opponent=open_opponent(plan, device),
         teacher=teacher,
+        balance=balance,
     )
+
+
+def _open_case(plan: Plan, cache: Path, raters: Mapping[str, str], case_id: str) -> CachedCase:
+    """A case of the cache, with the number of its rater if the plan knows raters."""
+    case, name = open_case(cache, case_id), raters.get(case_id)
+    if not plan.raters:
+        return case
+    return replace(case, rater=plan.raters.index(name) if name in plan.raters else -1)
 
 
 def open_stream(session: Session, position: Position) -> Generator[Batch, None, None]:
@@ -154,8 +179,8 @@ def next_stream(session: Session, position: Position, stream: Generator[Batch, N
 def restore(session: Session, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Position:
     """Put a checkpoint's tensors in place; returns where it was."""
     checkpoint.unpack(tensors, session.network, session.optimizer, session.average)
-    if session.opponent is not None:
-        checkpoint.unpack(tensors, session.opponent.critic, session.opponent.optimizer, None, prefix=_CRITIC)
+    for prefix, module, optimizer in _beside(session):
+        checkpoint.unpack(tensors, module, optimizer, None, prefix=prefix)
     if session.scaler.is_enabled() and values["scaler"]:
         session.scaler.load_state_dict(values["scaler"])
     return Position(**values["position"])
@@ -171,9 +196,17 @@ def save(session: Session, position: Position, *, expected: str, finished: bool 
         "finished": finished,
     }
     tensors = checkpoint.pack(session.network, session.optimizer, session.average)
-    if session.opponent is not None:
-        tensors |= checkpoint.pack(session.opponent.critic, session.opponent.optimizer, None, prefix=_CRITIC)
+    for prefix, module, optimizer in _beside(session):
+        tensors |= checkpoint.pack(module, optimizer, None, prefix=prefix)
     checkpoint.save(session.folder / CHECKPOINT, tensors, values)
+
+
+def _beside(session: Session) -> Iterator[tuple[str, nn.Module, Optimizer]]:
+    """What learns beside the network: where it lies in a checkpoint, its parameters and their optimiser."""
+    if session.opponent is not None:
+        yield _CRITIC, session.opponent.critic, session.opponent.optimizer
+    if session.balance is not None:
+        yield _BALANCE, session.balance.weights, session.balance.optimizer
 
 
 def save_weights(session: Session) -> Path:

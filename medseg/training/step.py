@@ -15,6 +15,7 @@ from medseg.errors import TrainingError
 from medseg.losses.build import Loss
 from medseg.networks.critics import judge
 from medseg.training.adversary import Opponent, learn
+from medseg.training.balance import Balance
 from medseg.types.labels import Labels
 from medseg.types.plan import Precision
 from medseg.types.tensors import Batch, NetworkOutput
@@ -47,13 +48,18 @@ def train_step(
     precision: Precision = "fp32",
     clip_grad_norm: float | None = None,
     opponent: Opponent | None = None,
+    balance: Balance | None = None,
 ) -> StepResult:
     """Forward in `precision`, loss in float32, backward, clip, update; then a step of the critic, if there is one.
+
+    `balance` holds the weights of terms that `loss` was built with, and is updated, too.
 
     Raises TrainingError with the loss terms where loss or gradients are not finite.
     """
     network.train()
-    optimizer.zero_grad(set_to_none=True)
+    optimizers = [optimizer] if balance is None else [optimizer, balance.optimizer]
+    for each in optimizers:
+        each.zero_grad(set_to_none=True)
     output = forward(network, batch, precision)
     value = loss(output, batch)
     total = value.total
@@ -73,7 +79,8 @@ def train_step(
     lost = scaler.is_enabled() and scaler.get_scale() < _SMALLEST_SCALE
     if not math.isfinite(norm) and (not scaler.is_enabled() or lost):
         raise TrainingError(f"the gradients are not finite at loss {size:.6g}: {_listed(terms)}")
-    scaler.step(optimizer)
+    for each in optimizers:
+        scaler.step(each)
     scaler.update()
     if opponent is not None and logits is not None:
         terms["critic"] = learn(opponent, logits, batch)
@@ -84,7 +91,7 @@ def forward(network: nn.Module, batch: Batch, precision: Precision) -> NetworkOu
     """The network's logits for a batch, computed in `precision` and returned in float32."""
     dtype = _AUTOCAST.get(precision)
     with torch.autocast(batch.image.device.type, dtype=dtype, enabled=dtype is not None):
-        output: NetworkOutput = network(batch.image)
+        output: NetworkOutput = network(batch.image) if batch.raters is None else network(batch.image, batch.raters)
     return output.as_float32()
 
 

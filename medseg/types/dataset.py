@@ -14,7 +14,7 @@ class Case:
     `landmarks` is a file of points. A case has a label map, landmarks, or both, unless it is only to be predicted.
     `group` names what must never be split between folds, usually the patient. Of DICOM scans, `files` lists per channel
     the files to read, `volumes` which of the volumes in these files, counted from 0, `series_uids` their series, and
-    `modalities` what these say they are.
+    `modalities` what these say they are. `rater` is who annotated it.
     """
 
     id: str
@@ -26,6 +26,7 @@ class Case:
     series_uids: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
     landmarks: Path | None = None
+    rater: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class Dataset:
     splits: tuple[Split, ...] = ()
     landmarks: tuple[str, ...] = ()
     spacing_mm: tuple[float, float] | None = None
+
+    def raters(self) -> tuple[str, ...]:
+        """Everybody who annotated, by name."""
+        return tuple(sorted({case.rater for case in self.cases if case.rater is not None}))
 
 
 @dataclass(frozen=True)

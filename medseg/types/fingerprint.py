@@ -51,7 +51,7 @@ class Fingerprint:
     less = mirroring makes scans that never occur. Between left and right of volumes, classes of both sides count as
     exchanged; without classes every axis has 1. `landmarks` are the names of all points, in the data set's order, and
     `landmark_across` says where each lies in the mean scan, from its right (0) to its left border (1); None where it is
-    placed nowhere, nothing for flat scans.
+    placed nowhere, nothing for flat scans. `raters` are the names of those who annotated, where the data set says so.
     """
 
     schema: Literal["medseg.fingerprint/1"]
@@ -67,3 +67,4 @@ class Fingerprint:
     mirror_image: Vec3
     landmarks: tuple[str, ...] = ()
     landmark_across: tuple[float | None, ...] = ()
+    raters: tuple[str, ...] = ()

@@ -137,7 +137,10 @@ class Adversary:
 
 @dataclass(frozen=True)
 class Training:
-    """How it learns; `ema` is the decay per step of the averaged weights that are kept, null for none."""
+    """How it learns; `ema` is the decay per step of the averaged weights that are kept, null for none.
+
+    `weighting` "uncertainty" learns a factor for every loss term beside the weight it has here.
+    """
 
     losses: tuple[LossTerm, ...]
     optimizer: Step
@@ -151,6 +154,7 @@ class Training:
     ema: float | None = None
     seed: int = 0
     adversary: Adversary | None = None
+    weighting: Literal["fixed", "uncertainty"] = "fixed"
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a run needs besides the voxels; `landmarks` are the points a landmark head finds, in its order."""
+    """Everything a run needs besides the voxels.
+
+    `landmarks` are the points a landmark head finds, in its order; `raters` those whose ways of annotating the network
+    learns a code for, in the codes' order.
+    """
 
     schema: Literal["medseg.plan/1"]
     name: str
@@ -210,6 +218,7 @@ class Plan:
     origin: Origin
     reasons: Mapping[str, str]
     landmarks: tuple[str, ...] = ()
+    raters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.preprocess.intensity) != len(self.channels):

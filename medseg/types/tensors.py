@@ -14,13 +14,15 @@ from torch import Tensor
 class Patch:
     """One training sample; `*s` is (z, y, x) or (y, x); labels are the values of the label map.
 
-    `weight` is how much its loss counts beside those of other samples.
+    `weight` is how much its loss counts beside those of other samples, `rater` the number of who annotated it, -1 where
+    nobody is named, None where the plan knows no raters.
     """
 
     image: Float[Tensor, "c *s"]
     labels: Int[Tensor, "1 *s"]
     points: Float[Tensor, "n d"] | None = None
     weight: float = 1.0
+    rater: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,8 @@ class Batch:
     in pixels where the scans state none; None stands for 1 along every axis. `progress` is the share of the
     training that is done, None outside of it. `teacher` are the logits of a model to learn from, of the target's size.
     `mixed` is there where images are mixed in pairs: labels are then share * target + (1 - share) * mixed.target.
-    `weight` is there where losses are taken sample by sample and count differently.
+    `weight` is there where losses are taken sample by sample and count differently, `raters` where the network is told
+    who annotated each sample (-1: unknown).
     """
 
     image: Float[Tensor, "b c *s"]
@@ -51,6 +54,7 @@ class Batch:
     teacher: Float[Tensor, "b k ..."] | None = None
     mixed: Mixed | None = None
     weight: Float[Tensor, " b"] | None = None
+    raters: Int[Tensor, " b"] | None = None
 
     def sample(self, number: int) -> "Batch":
         """The batch of one sample alone, without its weight; mixed batches are not taken apart."""
@@ -62,6 +66,7 @@ class Batch:
             points=None if self.points is None else self.points[one],
             teacher=None if self.teacher is None else self.teacher[one],
             weight=None,
+            raters=None if self.raters is None else self.raters[one],
         )
 
 
@@ -89,6 +94,7 @@ class NetworkOutput:
     `points` in its voxels, float32, of landmark heads. `distances` signed and normalised, at the image's size. `sides`
     logits that a backbone has of its own, each at its own size, with one channel per output. `scale_weights` are how
     much a backbone wants each of the `logits` to count, finest first; empty for the default of the losses.
+    `rater_codes` are those of all raters that the network knows.
     """
 
     logits: tuple[Float[Tensor, "b k ..."], ...] = ()
@@ -98,6 +104,7 @@ class NetworkOutput:
     distances: Float[Tensor, "b k *s"] | None = None
     sides: tuple[Float[Tensor, "b k ..."], ...] = ()
     scale_weights: tuple[float, ...] = ()
+    rater_codes: Float[Tensor, "raters _"] | None = None
 
     def sample(self, number: int) -> "NetworkOutput":
         """What the network returns for one sample of the batch."""

@@ -125,6 +125,15 @@ def classes_that_do_not_exist(plan: Plan) -> Iterator[Fight]:
             yield Fight(f"training.losses[{number}].options.classes", what, f"labels are {names or 'none'}")
 
 
+def one_term_to_weigh(plan: Plan) -> Iterator[Fight]:
+    """Learnt weights of terms where there is nothing to weigh against."""
+    from medseg.losses.build import errors_of
+
+    if plan.training.weighting == "uncertainty" and len(errors_of(plan.training.losses)) < 2:
+        what = "weights of loss terms are to be learnt, and there is one term"
+        yield Fight("training.weighting", what, 'use "fixed", or add a term')
+
+
 LOSS_FIGHTS: tuple[Rule, ...] = (
     focal_and_class_weights,
     ohem_and_focal,
@@ -136,6 +145,7 @@ LOSS_FIGHTS: tuple[Rule, ...] = (
     cross_entropy_twice,
     class_weights_that_do_not_fit,
     classes_that_do_not_exist,
+    one_term_to_weigh,
 )
 
 _PIXELS = "pixel_cross_entropy"

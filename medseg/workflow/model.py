@@ -46,6 +46,7 @@ class PredictOptions:
     people name both after patients. `spacing_mm` (y, x): of flat images and ultrasound that state none.
     `temporal_median`: frames of an ultrasound cine whose probabilities are smoothed together, an odd number.
     `directions`: axes z, y, x across which a scan is predicted in slices, and the mean taken, instead of the plan's.
+    `rater`: whose way of annotating is asked for, of a model that knows raters; None for the mean of all.
     """
 
     device: str = "auto"
@@ -64,6 +65,7 @@ class PredictOptions:
     spacing_mm: tuple[float, float] | None = None
     temporal_median: int = 1
     directions: tuple[Direction, ...] = ()
+    rater: str | None = None
 
     def __post_init__(self) -> None:
         width = self.temporal_median
@@ -125,15 +127,17 @@ def load_model(
     folds: Sequence[int | str] | None = None,
     tta: bool | None = None,
     trust: Sequence[str] = (),
+    rater: str | None = None,
 ) -> Model:
-    """A model bundle (or the run folder that holds one), ready to predict on `device`.
+    """A model bundle (or the run folder that holds one), ready to predict on `device`, in the way of `rater`.
 
-    Raises BundleError if it is damaged, lacks a fold, or needs code that is not in `trust`.
+    Raises BundleError if it is damaged, lacks a fold, or needs code that is not in `trust`, PlanError for a rater that
+    it does not know.
     """
     where = resolve_device(device)
     bundle = load_bundle(bundle_folder(Path(path)), trust=tuple(trust))
     chosen = None if folds is None else tuple(folds)
-    options = PredictOptions(device=device, folds=chosen, tta=tta, trust=tuple(trust))
+    options = PredictOptions(device=device, folds=chosen, tta=tta, trust=tuple(trust), rater=rater)
     return Model(bundle, members_of(bundle, where, options), where, options)
 
 
@@ -208,7 +212,7 @@ def _whole(members: Sequence[Forward]) -> list[WholeForward]:
 def members_of(bundle: ModelBundle, device: torch.device, options: PredictOptions) -> tuple[Forward, ...]:
     """The bundle's networks on `device`, in the plan's precision where the device is fast in it."""
     precision = resolve_precision(bundle.plan.training.precision, device)
-    return load_members(bundle, device=device, folds=options.folds, precision=precision)
+    return load_members(bundle, device=device, folds=options.folds, precision=precision, rater=options.rater)
 
 
 def tuned(plan: Plan, options: PredictOptions) -> Plan:

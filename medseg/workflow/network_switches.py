@@ -20,8 +20,7 @@ def block_options_without_block(plan: Plan) -> Iterator[Fight]:
     given = [name for name in options if name in BlockOptions.__annotations__]
     if not given or ":" in plan.network.use:
         return
-    attention, encoder = str(_of_network(plan, "attention")), str(_of_network(plan, "encoder"))
-    blocks = [*attention.split("+"), encoder, *_ALWAYS.get(plan.network.use, ())]
+    blocks = [*attention_of(plan), str(_of_network(plan, "encoder")), *_ALWAYS.get(plan.network.use, ())]
     for name in given:
         if not any(options_of(block, {name: 0}) for block in blocks):  # type: ignore[misc]
             what = f"{name} is the option of a block that the network does not have"
@@ -80,6 +79,20 @@ def topology_that_monai_ignores(plan: Plan) -> Iterator[Fight]:
         yield Fight("network.topology.channels", what, "only the first number is used; the memory counted is the real")
 
 
+def raters_without_their_codes(plan: Plan) -> Iterator[Fight]:
+    """Codes of another number of raters than the plan names, and mixed raters."""
+    if ":" in plan.network.use:
+        return  # a network of the user's own may have codes
+    coded = "rater_code" in attention_of(plan)
+    count = plan.network.options.get("rater_code_raters", 1) if coded else 0
+    if count != len(plan.raters):
+        what = f"the network has codes for {count} raters, and the plan names {len(plan.raters)}"
+        hint = 'attention "rater_code" with rater_code_raters goes with as many names in raters'
+        yield Fight("network.options.rater_code_raters" if coded else "raters", what, hint)
+    if coded and any(step.use == "mixup" for step in plan.training.augment):
+        yield Fight("training.augment", "mixup mixes the annotations of two raters", "leave it out")
+
+
 def windows_of_landmark_plans(plan: Plan) -> Iterator[Fight]:
     """How windows overlap, or show foreground, where one covers the whole scan."""
     if not plan.landmarks:
@@ -94,6 +107,11 @@ def windows_of_landmark_plans(plan: Plan) -> Iterator[Fight]:
         if value not in (default, 0):
             what = f"landmarks are looked for in whole scans, where {where.rpartition('.')[2]} {value} does nothing"
             yield Fight(where, what, "leave it out")
+
+
+def attention_of(plan: Plan) -> tuple[str, ...]:
+    """The kinds of attention that the network has."""
+    return tuple(str(_of_network(plan, "attention")).split("+"))
 
 
 def _of_network(plan: Plan, name: str) -> object:

@@ -7,10 +7,12 @@ from medseg.errors import PlanError
 from medseg.types.plan import LossTerm, Plan
 from medseg.workflow.loss_switches import LOSS_FIGHTS, Fight, Rule, hard_voxels_beside_all, overlap_alone, resolved
 from medseg.workflow.network_switches import (
+    attention_of,
     block_options_without_block,
     boundary_of_one_scale,
     cascade_that_nothing_teaches,
     deep_supervision_of_one_scale,
+    raters_without_their_codes,
     style_that_encoders_ignore,
     topology_that_monai_ignores,
     windows_of_landmark_plans,
@@ -44,11 +46,12 @@ def losses_without_their_part(plan: Plan) -> Iterator[Fight]:
     parts = {plan.network.use, *(step.use for step in plan.network.heads)}
     if any(":" in part for part in parts):
         return  # code of the user's own may return anything
+    parts |= set(attention_of(plan))
     for number, term in enumerate(plan.training.losses):
         wanted = _made_by(term)
         if wanted and not wanted & parts:
             what = f"the loss {term.use} needs {' or '.join(sorted(wanted))}, which the network has not"
-            yield Fight(f"training.losses[{number}]", what, "add it to network.heads, or leave the loss out")
+            yield Fight(f"training.losses[{number}]", what, "add it to the network, or leave the loss out")
     if plan.training.adversary is not None and "segmentation" not in parts:
         what = "a critic judges label maps, and the network has no head segmentation"
         yield Fight("training.adversary", what, "leave it out")
@@ -153,6 +156,7 @@ FIGHTS: tuple[Rule, ...] = (
     heads_twice,
     mixing_with_what_needs_hard_labels,
     mirrored_sides,
+    raters_without_their_codes,
 )
 DOUBTS: tuple[Rule, ...] = (
     batch_norm_of_few_samples,
@@ -176,6 +180,7 @@ _MAKERS: Mapping[str, frozenset[str]] = {
     "gg_net": frozenset({"boundary"}),
     "side": frozenset({"cascade"}),
     "object_boundary": frozenset({"object_boundary"}),
+    "rater_prior": frozenset({"rater_code"}),
 }
 
 

@@ -127,6 +127,7 @@ def train(
                 report=report,
                 workers=loaders,
                 teacher=None if guide is None else open_teacher(guide, here, where, member=taught[fold]),
+                raters={case.id: case.rater for case in data.cases if case.rater is not None},
             )
         with locked(out, doing="validating", wait=True):
             validate_fold(plan, data, split.val, run, device=where, report=report)
@@ -233,6 +234,10 @@ def _check_match(plan: Plan, dataset: Dataset) -> None:
     for field, agree in same.items():
         if not agree:
             raise PlanError(f"{field} differ from the data set's", where=field, hint="make the plan from this data set")
+    others = sorted(set(dataset.raters()) - set(plan.raters)) if plan.raters else []
+    if others:
+        what = f"the plan has no code for the raters {', '.join(others[:5])}"
+        raise PlanError(what, where="raters", hint="make the plan from this data set")
 
 
 def _keep_plan(plan: Plan, out: Path) -> None:

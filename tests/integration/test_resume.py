@@ -64,6 +64,9 @@ def crash():
 PLANS = {
     "sgd": tiny_plan(ema=0.9),
     "critic": tiny_plan(adversary=Adversary("segan", options={"width": 4})),
+    "learnt weights": tiny_plan(
+        losses=(LossTerm(1.0, "dice"), LossTerm(1.0, "cross_entropy")), weighting="uncertainty"
+    ),
     "adamw 2d": tiny_plan(ndim=2, optimizer=Step("adamw"), schedule=Step("cosine_restarts", {"warmup": 0.1})),
 }
 
@@ -96,6 +99,29 @@ def test_a_critic_is_logged_and_thrown_away(cache, tmp_path, use):
     learnt, other = load_file(weights), load_file(without)
     assert learnt.keys() == other.keys()
     assert not all(torch.equal(learnt[name], other[name]) for name in learnt)
+
+
+def test_learnt_weights_of_terms_move_are_logged_and_thrown_away(cache, tmp_path):
+    plan = PLANS["learnt weights"]
+    weights = load_file(train(plan, cache, tmp_path / "learnt"))
+    fixed = load_file(train(tiny_plan(losses=plan.training.losses), cache, tmp_path / "fixed"))
+    first, last = rows(tmp_path / "learnt")
+    assert last["weight dice"] != first["weight dice"] != 1.0
+    assert not any(name.startswith("weight ") for name in rows(tmp_path / "fixed")[-1])
+    assert weights.keys() == fixed.keys()
+    assert not all(torch.equal(weights[name], fixed[name]) for name in weights)
+
+
+def test_a_run_of_other_raters_is_not_gone_on_with(cache, tmp_path):
+    plan = tiny_plan(losses=(LossTerm(1.0, "dice_ce"), LossTerm(1.0, "rater_prior", {"cases": 2})))
+    options = {"attention": "rater_code", "rater_code_raters": 2}
+    plan = replace(plan, raters=("A", "B"), network=replace(plan.network, options=options))
+    train(plan, cache, tmp_path / "run", raters={"a": "A", "b": "B"})
+    assert file_sha256(train(plan, cache, tmp_path / "other", raters={"a": "B", "b": "A"})) != file_sha256(
+        tmp_path / "run" / "weights.safetensors"
+    )
+    with pytest.raises(TrainingError, match="other cases"):
+        train(plan, cache, tmp_path / "run", raters={"a": "A"})
 
 
 def test_a_run_that_crashed_goes_on_from_its_last_epoch(cache, tmp_path):

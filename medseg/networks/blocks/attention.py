@@ -15,6 +15,7 @@ from medseg.networks.blocks.aspp import Aspp
 from medseg.networks.blocks.conv import Style
 from medseg.networks.blocks.gates import Cbam, EfficientChannel, SelectiveKernel, SkipGate, SqueezeBoth, SqueezeExcite
 from medseg.networks.blocks.options import options_of
+from medseg.networks.blocks.rater_code import RaterCode
 from medseg.networks.blocks.self_attention import (
     BottleneckAttention,
     ChannelAttention,
@@ -115,6 +116,11 @@ def aspp(
     return Aspp(channels, channels, spacing, rates=rates, style=style)
 
 
+def rater_code(channels: int, ndim: int, spacing: Sequence[float], *, raters: int = 1, size: int = 16) -> nn.Module:
+    """A learnt code of who annotated the scan, added to the coarsest features (Li 2021)."""
+    return RaterCode(channels, raters=raters, size=size)
+
+
 ATTENTION: Mapping[str, Attention] = {
     "gate": Attention("skip", gate),
     "se": Attention("stage", se),
@@ -129,6 +135,7 @@ ATTENTION: Mapping[str, Attention] = {
     "botnet": Attention("bottom", botnet, styled=True),
     "acmix": Attention("bottom", acmix),
     "aspp": Attention("bottom", aspp, styled=True),
+    "rater_code": Attention("bottom", rater_code),
 }
 
 

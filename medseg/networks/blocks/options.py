@@ -16,6 +16,8 @@ class BlockOptions(TypedDict, total=False):
     botnet_heads: int
     acmix_heads: int
     acmix_window: int | None
+    rater_code_raters: int
+    rater_code_size: int
     resnext_groups: int
     grouped_residual_groups: int
     dense_growth: int | None

@@ -182,6 +182,23 @@ def test_groups_from_json_or_csv_and_splits_from_a_file(tmp_path):
     assert any("splits_final.json" in w for w in wrong)
 
 
+def test_raters_from_json_or_csv_and_cases_that_nobody_signed(tmp_path):
+    folder = describe(tmp_path / "d", raters={"a": "Ann", "b": 7})
+    touch(folder, *(f"imagesTr/{c}_0000.nii.gz" for c in "abc"), *(f"labelsTr/{c}.nii.gz" for c in "abc"))
+    dataset = read_dataset(folder)
+    assert [case.rater for case in dataset.cases] == ["Ann", "7", None]
+    assert dataset.raters() == ("7", "Ann")
+    assert any("1 cases name no rater: c" in note for note in faults_of(folder, "warning"))
+    describe(folder)
+    assert read_dataset(folder).raters() == ()
+    assert not any("rater" in note for note in faults_of(folder, "warning"))
+    (folder / "raters.csv").write_text("case,rater\na, Ann \nb,\nzz,Ann\n", encoding="utf-8")
+    assert [case.rater for case in read_dataset(folder).cases] == ["Ann", None, None]
+    assert any("zz" in note and "rater" in note for note in faults_of(folder, "warning"))
+    describe(folder, raters=["Ann"])
+    assert any('"raters" is no table' in fault for fault in faults_of(folder, "error"))
+
+
 def test_every_missing_and_extra_file_is_listed_at_once(tmp_path):
     folder = describe(tmp_path / "d", channel_names={"0": "a", "1": "b"})
     touch(folder, "imagesTr/ok_0000.nii.gz", "imagesTr/ok_0001.nii.gz", "imagesTr/ok_0002.nii.gz")

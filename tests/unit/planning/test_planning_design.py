@@ -9,7 +9,8 @@ from medseg.planning.design import HEAD_LOSSES, Wishes, design, read_options
 from medseg.planning.planner import make_plans
 from medseg.planning.presets import PRESETS
 from medseg.types.labels import Label, Labels
-from medseg.types.plan import Adversary, Budget
+from medseg.types.plan import Adversary, Budget, LossTerm
+from medseg.workflow.check_plan import check_plan
 from medseg.workflow.networks import list_networks
 
 SCANS = alike((36, 50, 35), (1.0, 1.0, 1.0), 20)
@@ -129,6 +130,31 @@ def test_wrong_options_are_found_when_planning(options, said):
     small = alike((16, 20, 16), (1.0, 1.0, 1.0), 3)
     with pytest.raises(PlanError, match=said):
         make_plans(small, Budget(4.0), "unet", wishes=Wishes(options))
+
+
+def test_learnt_weights_of_terms_are_planned_and_nothing_else_is_a_weighting():
+    quick = {"estimate": feature_bytes, "prediction_bytes": lambda plan, scan: 1}
+    wishes = Wishes({"weighting": "uncertainty", "loss.focal": 1.0})
+    *_, plan = make_plans(SCANS, Budget(8.0), "unet", wishes=wishes, **quick)
+    assert plan.training.weighting == "uncertainty" and "weighting" not in plan.network.options
+    assert make_plans(SCANS, Budget(8.0), "unet", **quick)[-1].training.weighting == "fixed"
+    with pytest.raises(PlanError, match="no weighting"):
+        family(weighting="uncertain")
+
+
+def test_codes_of_raters_are_planned_where_they_are_asked_for_and_known():
+    quick = {"estimate": feature_bytes, "prediction_bytes": lambda plan, scan: 1}
+    told = replace(SCANS, raters=("A", "B", "C"))
+    *_, plan = make_plans(told, Budget(8.0), "unet", wishes=Wishes({"attention": "se+rater_code"}), **quick)
+    assert plan.raters == ("A", "B", "C") and plan.network.options["rater_code_raters"] == 3
+    assert plan.training.losses[-1] == LossTerm(1.0, "rater_prior", {"cases": len(SCANS.cases)})
+    check_plan(plan)
+    *_, plain = make_plans(told, Budget(8.0), "unet", **quick)
+    assert plain.raters == () and len(plain.training.losses) == 1
+    assert "--option attention=rater_code" in plain.reasons["network.heads"]
+    check_plan(plain)
+    with pytest.raises(PlanError, match="names no raters"):
+        family(attention="rater_code")
 
 
 def test_a_critic_is_planned_with_its_memory_and_its_own_options():

@@ -40,6 +40,14 @@ def network(*heads: Step, **changes: object) -> Plan:
     return replace(plan, network=built, **changes)  # type: ignore[arg-type]
 
 
+def coded(raters: int, **training: object) -> Plan:
+    """With codes for so many raters, and their names."""
+    terms = training.pop("losses", (LossTerm(1.0, "dice_ce"), LossTerm(1.0, "rater_prior")))
+    plan = tiny_plan(losses=terms, **training)
+    options = {"attention": "se+rater_code", "rater_code_raters": raters}
+    return replace(plan, network=replace(plan.network, options=options), raters=("A", "B", "C")[:raters])
+
+
 def batch(size: int, **options: object) -> Plan:
     plan = network(options=options)
     return replace(plan, sampling=replace(plan.sampling, batch=size))
@@ -308,6 +316,31 @@ ROWS = [
         "no partner",
         joint(Step("mirror", {"axes": [2], **SWAPS}), points=("tmj_l", "nasion")),
     ),
+    (
+        "one_term_to_weigh",
+        "training.weighting",
+        "there is one term",
+        tiny_plan(weighting="uncertainty"),
+    ),
+    (
+        "one_term_to_weigh",
+        "training.weighting",
+        "there is one term",
+        replace(coded(2), training=replace(coded(2).training, weighting="uncertainty")),
+    ),
+    ("raters_without_their_codes", "raters", "codes for 0 raters", replace(tiny_plan(), raters=("A",))),
+    (
+        "raters_without_their_codes",
+        "network.options.rater_code_raters",
+        "the plan names 1",
+        replace(coded(2), raters=("A",)),
+    ),
+    (
+        "raters_without_their_codes",
+        "training.augment",
+        "two raters",
+        coded(2, losses=(LossTerm(1.0, "dice_ce"),), augment=(Step("mixup"),)),
+    ),
 ]
 
 
@@ -331,6 +364,10 @@ def test_every_rule_has_a_row() -> None:
 
 
 PEACE = {
+    "raters": coded(3),
+    "learnt weights beside a prior": coded(
+        2, losses=(LossTerm(1.0, "dice"), LossTerm(1.0, "cross_entropy"), LossTerm(1.0, "rater_prior", {"cases": 3}))
+    ),
     "plain": tiny_plan(),
     "dice and cross-entropy": losses("dice", "cross_entropy"),
     "dice alone twice named": losses(term("dice_ce", dice_weight=0.0), "tversky"),

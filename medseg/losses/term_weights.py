@@ -1,0 +1,30 @@
+"""Weights of loss terms that are learnt beside the network."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class TermWeights(nn.Module):
+    """One log variance s per term: a sum of exp(-s) * term + s / 2 (Kendall 2018).
+
+    All start at 0, where the sum is that of the terms. A term that stays at L ends at the weight 1 / (2 L), so that
+    terms of any unit count alike; what the plan weighs them by is then without effect.
+
+    >>> import torch
+    >>> float(TermWeights(2)([torch.tensor(0.25), torch.tensor(3.0)]))
+    3.25
+    """
+
+    def __init__(self, terms: int) -> None:
+        super().__init__()
+        self.log_variances = nn.Parameter(torch.zeros(terms))
+
+    def forward(self, terms: Sequence[Tensor]) -> Tensor:
+        s = self.log_variances
+        return (torch.stack(list(terms)) * torch.exp(-s) + s / 2).sum()
+
+    def weights(self) -> list[float]:
+        """What every term is multiplied with now."""
+        return [float(weight) for weight in torch.exp(-self.log_variances.detach())]

@@ -1,0 +1,42 @@
+"""Who annotated: a learnt code per rater, added to the coarsest features."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medseg.errors import PlanError
+
+
+class RaterCode(nn.Module):
+    """Features x and a, a linear map of the rater's code that is the same at every voxel (Li 2021).
+
+    The result is x + act(x + a) - act(x), (b, c, *s) to (b, c, *s): under an activation, because what is added to all
+    voxels alike would be lost to the next instance norm.
+
+    `raters` says whose annotation each image is to get (b,), -1 for nobody's; without it, and for -1, the mean of all
+    codes is taken, a consensus. The map starts at zero, where the block does nothing.
+
+    >>> block = RaterCode(4, raters=2, size=3)
+    >>> torch.equal(block(torch.ones(1, 4, 2, 2)), torch.ones(1, 4, 2, 2))
+    True
+    """
+
+    raters: Tensor | None
+
+    def __init__(self, channels: int, *, raters: int, size: int) -> None:
+        super().__init__()
+        if raters < 1 or size < 1:
+            what = f"codes of {size} numbers for {raters} raters"
+            raise PlanError(what, where="network.options", hint="give both as 1 or more")
+        self.codes = nn.Parameter(torch.randn(raters, size))
+        self.spread = nn.Linear(size, channels, bias=False)
+        nn.init.zeros_(self.spread.weight)
+        self.raters = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.codes.mean(0, keepdim=True)
+        added = self.spread(mean if self.raters is None else torch.cat([self.codes, mean])[self.raters])
+        if len(added) > 1:  # a network that looks at every image in several parts has them in a row
+            added = added.repeat_interleave(len(x) // len(added), 0)
+        shifted = x + added.reshape(*added.shape, *(1,) * (x.dim() - 2)).to(x.dtype)
+        return x + (F.leaky_relu(shifted, 0.01) - F.leaky_relu(x, 0.01))
