@@ -61,23 +61,33 @@ def load_members(
 ) -> tuple[NetworkForward, ...]:
     """The bundle's networks (those of `folds`, or all) in eval mode on `device`, to annotate as `rater` would.
 
-    Weights are read as plain tensors, never unpickled. Raises BundleError for a fold that the bundle lacks and for
-    weights that do not fit the plan's network, PlanError for a rater that the plan does not name.
+    Weights are read as plain tensors, never unpickled. Raises as `chosen`, and BundleError for weights that do not fit
+    the plan's network.
+    """
+    members, number = chosen(bundle, folds, rater)
+    loaded = [_load(bundle, member, device) for member in members]
+    return tuple(
+        replace(network_forward(network, bundle.plan, device, precision=precision), rater=number) for network in loaded
+    )
+
+
+def chosen(
+    bundle: ModelBundle, folds: Sequence[int | str] | None, rater: str | None
+) -> tuple[list[Member], int | None]:
+    """The members of `folds`, or all, and the number of a rater by name.
+
+    Raises BundleError for a fold that the bundle lacks, PlanError for a rater that its plan does not name.
     """
     names = bundle.plan.raters
     if rater is not None and rater not in names:
         hint = f"known are {', '.join(names)}" if names else "this model has learnt no rater's way"
         raise PlanError(f'there is no rater "{rater}"', where="rater", hint=hint)
-    number = None if rater is None else names.index(rater)
     known = {str(member.fold): member for member in bundle.members}
     wanted = [str(fold) for fold in folds] if folds is not None else list(known)
     missing = [fold for fold in wanted if fold not in known]
     if missing or not wanted:
         raise BundleError(f"has no fold {', '.join(missing)}", where=bundle.root, hint=f"folds are {', '.join(known)}")
-    loaded = [_load(bundle, known[fold], device) for fold in wanted]
-    return tuple(
-        replace(network_forward(network, bundle.plan, device, precision=precision), rater=number) for network in loaded
-    )
+    return [known[fold] for fold in wanted], None if rater is None else names.index(rater)
 
 
 def network_forward(

@@ -13,7 +13,7 @@ class TermWeights(nn.Module):
     terms of any unit count alike; what the plan weighs them by is then without effect.
 
     >>> import torch
-    >>> float(TermWeights(2)([torch.tensor(0.25), torch.tensor(3.0)]))
+    >>> TermWeights(2)([torch.tensor(0.25), torch.tensor(3.0)]).item()
     3.25
     """
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import medseg
 from medseg.errors import DatasetError, MedsegError
+from medseg.inference.ensemble import chosen
 from medseg.io.archives import unpacked
 from medseg.io.bundles import bundle_folder, bundle_sha256, load_bundle, remove_parts
 from medseg.io.outputs import format_like
@@ -64,6 +65,7 @@ def predict_folder(
     refuse_unwritable(out)
     folder = bundle_folder(Path(bundle))
     loaded = load_bundle(folder, trust=options.trust)
+    chosen(loaded, options.folds, options.rater)
     with ExitStack() as stack:
         scans, refused = _opened(given, stack)
         cases, wrong = find_cases(scans, loaded.plan.channels, keep_identifiers=options.keep_identifiers, report=report)

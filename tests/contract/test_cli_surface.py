@@ -20,6 +20,7 @@ SURFACE = {
             "--case-minutes",
             "--keep-identifiers",
             "--spacing",
+            "--rater",
             "--temporal-median",
             "--directions",
             "--study",

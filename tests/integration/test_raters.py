@@ -66,7 +66,9 @@ def test_each_rater_is_imitated_and_nobody_in_particular_lies_between(tmp_path, 
     assert main(plan) == 0
     made = shrink(run / "plan-2d.json")
     assert made["raters"] == ["Ann", "Ben"] and made["training"]["losses"][-1]["use"] == "rater_prior"
-    assert main(["train", str(run / "plan-2d.json"), str(data), "-o", str(run), "--fold", "all", "--device", "cpu"]) == 0
+    assert (
+        main(["train", str(run / "plan-2d.json"), str(data), "-o", str(run), "--fold", "all", "--device", "cpu"]) == 0
+    )
     image, truth = nested_ellipsoids(SHAPE, seed=CASES)
     scan = np.clip(image, 0, 255)[None].astype(np.float32)
     found = {}
