@@ -82,12 +82,13 @@ def chosen(
     if rater is not None and rater not in names:
         hint = f"known are {', '.join(names)}" if names else "this model has learnt no rater's way"
         raise PlanError(f'there is no rater "{rater}"', where="rater", hint=hint)
-    known = {str(member.fold): member for member in bundle.members}
+    known = dict.fromkeys(str(member.fold) for member in bundle.members)
     wanted = [str(fold) for fold in folds] if folds is not None else list(known)
     missing = [fold for fold in wanted if fold not in known]
     if missing or not wanted:
         raise BundleError(f"has no fold {', '.join(missing)}", where=bundle.root, hint=f"folds are {', '.join(known)}")
-    return [known[fold] for fold in wanted], None if rater is None else names.index(rater)
+    members = [member for fold in wanted for member in bundle.members if str(member.fold) == fold]
+    return members, None if rater is None else names.index(rater)
 
 
 def network_forward(

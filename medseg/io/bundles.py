@@ -56,11 +56,11 @@ class Manifest:
 def save_bundle(
     root: Path,
     plan: Plan,
-    members: Mapping[int | Literal["all"], Path],
+    members: Mapping[int | Literal["all"], Path | Sequence[Path]],
     scores: Mapping[str, object],
     code_refs: Sequence[str] = (),
 ) -> ModelBundle:
-    """Write a bundle to `root` from safetensors files, beside it first and then renamed.
+    """Write a bundle to `root` from safetensors files, one or several per fold, beside it first and then renamed.
 
     An older bundle at `root` is replaced; any other folder that is not empty is left alone. NaN in `scores` becomes
     null. Raises BundleError for a member that is not a tensors-only file, or if `root` is taken.
@@ -70,11 +70,12 @@ def save_bundle(
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=root.parent))
     try:
         part.chmod(0o755)
-        entries = tuple(MemberEntry(fold, f"members/fold_{fold}.safetensors") for fold in members)
+        placed = _placed(members)
+        entries = tuple(MemberEntry(fold, name) for name, (fold, _) in placed.items())
         write_record(plan, part / "plan.json")
         write_text(part / "scores.json", json.dumps(_numbers(scores), indent=2, allow_nan=False) + "\n")
         for entry in entries:
-            _copy_weights(members[entry.fold], part / entry.weights)
+            _copy_weights(placed[entry.weights][1], part / entry.weights)
         names = ("plan.json", "scores.json", *(entry.weights for entry in entries))
         files = {name: FileEntry(file_sha256(part / name), (part / name).stat().st_size) for name in names}
         refs = tuple(sorted({*code_refs, *_code_refs(to_plain(plan))}))
@@ -84,6 +85,18 @@ def save_bundle(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return load_bundle(root, trust=refs)
+
+
+def _placed(
+    members: Mapping[int | Literal["all"], Path | Sequence[Path]],
+) -> dict[str, tuple[int | Literal["all"], Path]]:
+    """Fold and source of every file of weights, by its place in the bundle."""
+    placed = {}
+    for fold, files in members.items():
+        for number, path in enumerate([files] if isinstance(files, Path) else files):
+            more = f"_{number}" if number else ""
+            placed[f"members/fold_{fold}{more}.safetensors"] = (fold, path)
+    return placed
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -92,6 +92,7 @@ def training(
         ema=ema,
         adversary=family.adversary,
         weighting=family.weighting,
+        members=family.members,
     )
 
 

@@ -19,7 +19,8 @@ from medseg.types.plan import Adversary, LossTerm, Option, Options, Step
 
 T = TypeVar("T", Step, LossTerm)
 _LOSS = re.compile(r"loss\.(?P<use>(?:[\w.]+:)?\w+)(?:\.(?P<option>\w+))?")  # a name of ours or module:function
-_CRITIC, _WEIGHTING = "adversary", "weighting"
+_CRITIC, _WEIGHTING, _MEMBERS = "adversary", "weighting", "members"
+_OTHERS = (_CRITIC, _WEIGHTING, _MEMBERS)  # options that are no network's, head's or loss's
 POINTS = ("dsnt", "heatmap")  # heads that find landmarks; a plan has one of them
 HEAD_LOSSES: Mapping[str, LossTerm] = MappingProxyType(
     {
@@ -39,7 +40,7 @@ class Wishes:
     `options` are those of the backbone, or of a head or loss where the name has its name and a dot before it;
     "loss.<loss>" itself is its weight: a loss that the plan does not have is added, one that weighs 0 left out.
     "adversary" names a critic, and "adversary.weight", "adversary.lr" and others are its own. "weighting" is "fixed" or
-    "uncertainty", which learns the weights of loss terms.
+    "uncertainty", which learns the weights of loss terms; "members" is the number of networks of every fold.
     `heads` are added to those that the data call for; "heatmap" takes the place of "dsnt".
     """
 
@@ -99,7 +100,7 @@ def design(fingerprint: Fingerprint, preset: str, wishes: Wishes) -> Decision[Pr
             raise PlanError(f'the plan has no "{own[0]}"', where=f"option {name}", hint=hint)
     terms = [_balanced(term, fingerprint) for term in losses.values()]
     made = replace(family, options=options, heads=tuple(heads.values()), losses=tuple(terms))
-    made = replace(made, weighting=_weighting(wishes.options))
+    made = replace(made, weighting=_weighting(wishes.options), members=_members(wishes.options))
     return Decision(_judged(made, critic), _said(fingerprint, family, wishes))
 
 
@@ -136,7 +137,7 @@ def _weighed(losses: Mapping[str, LossTerm], options: Options) -> dict[str, Loss
 
 def _of_network_and_losses(options: Options) -> Options:
     """Options of backbone, heads and losses."""
-    return {name: value for name, value in options.items() if name.partition(".")[0] not in (_CRITIC, _WEIGHTING)}
+    return {name: value for name, value in options.items() if name.partition(".")[0] not in _OTHERS}
 
 
 def _weighting(options: Options) -> Literal["fixed", "uncertainty"]:
@@ -149,6 +150,14 @@ def _weighting(options: Options) -> Literal["fixed", "uncertainty"]:
         case other:
             hint = "use fixed, or uncertainty, which learns the weights of loss terms"
             raise PlanError(f"{other!r} is no weighting", where=f"option {_WEIGHTING}", hint=hint)
+
+
+def _members(options: Options) -> int:
+    """How many networks every fold has."""
+    count = options.get(_MEMBERS, 1)
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise PlanError(f"{count!r} networks", where=f"option {_MEMBERS}", hint="write a whole number from 1")
+    return count
 
 
 def _judged(family: Preset, critic: Adversary | None) -> Preset:
@@ -229,6 +238,8 @@ def _said(fingerprint: Fingerprint, family: Preset, wishes: Wishes) -> str:
         said += [f"a code for each of {raters} raters, and their mean where none is named"]
     elif raters > 1:
         said += [f"{raters} raters count as one; --option attention=rater_code learns a code for each"]
+    count = _members(wishes.options)
+    said += [f"{count} networks per fold, which share its time and predict together"] if count > 1 else []
     critic = wishes.options.get(_CRITIC)
     said += [f"the critic {critic} learns beside the network"] if critic is not None else []
     return ", ".join(said)

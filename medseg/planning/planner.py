@@ -47,7 +47,8 @@ def make_plans(
     if budget.hours is not None and seconds_of is None:
         raise BudgetError("hours need a measured step", where="hours", hint="give seconds_of, or leave hours out")
     family = design(fingerprint, preset, wishes)
-    found, failed = fit_all(fingerprint, budget, family.value, Means(estimate or _estimate_step, seconds_of))
+    means = Means(estimate or _estimate_step, seconds_of)
+    found, failed = fit_all(fingerprint, _of_one(budget, family.value.members), family.value, means)
     plans: list[Plan] = []
     for config, (fit, fitted) in found.items():
         plan = _assemble(fingerprint, budget, config, fit=fit, found=fitted, lowres="3d_lowres" in found)
@@ -61,6 +62,18 @@ def make_plans(
         raise _cheapest({config: error for config, error in failed.items() if isinstance(error, Shortage)})
     left_out = {f"left_out.{config}": _why(error) for config, error in failed.items()}
     return tuple(replace(plan, reasons={**plan.reasons, **left_out}) for plan in plans)
+
+
+def _of_one(budget: Budget, members: int) -> Budget:
+    """The budget of one of so many networks that share the time of a fold."""
+    return budget if budget.hours is None else replace(budget, hours=budget.hours / members)
+
+
+def _said_of_members(budget: Budget, members: int) -> dict[str, str]:
+    if members == 1:
+        return {}
+    each = "" if budget.hours is None else f", {60 * budget.hours / members:g} min each"
+    return {"training.members": f"{members} networks per fold were asked for{each}; their mean predicts"}
 
 
 def _estimate_step(network: Network, **what: Any) -> Total:
@@ -129,6 +142,7 @@ def _assemble(
             "training.augment": augment.reason,
             "training.epochs": f"{presets.LONG_EPOCHS} x {presets.LONG_STEPS_PER_EPOCH} steps: no time budget",
             "inference.mirror_axes": mirror.reason,
+            **_said_of_members(budget, fit.preset.members),
             **found.reasons,
         },
         landmarks=fingerprint.landmarks,

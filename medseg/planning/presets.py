@@ -36,7 +36,8 @@ class Preset:
     `bases`: first-stage channels a time budget chooses from, the last where there is none. `stages`: the most there
     may be. `rigid`: exactly that many, and every one but the first halves every axis, because the network knows no
     others. `dimensions` the network has. `options` are its own; `heads` and `losses` are added to those that the data
-    call for. `adversary` is the critic that learns beside it, `weighting` how the losses are weighed.
+    call for. `adversary` is the critic that learns beside it, `weighting` how the losses are weighed,
+    `members` how many networks are trained for a fold.
     """
 
     backbone: str
@@ -52,6 +53,7 @@ class Preset:
     losses: tuple[LossTerm, ...] = ()
     adversary: Adversary | None = None
     weighting: Literal["fixed", "uncertainty"] = "fixed"
+    members: int = 1
 
     @property
     def base_channels(self) -> int:

@@ -18,7 +18,7 @@ from medseg.training.curves import draw_curves
 from medseg.training.focus import gathered, learnt, listening
 from medseg.training.lock import locked
 from medseg.training.optim import set_rate
-from medseg.training.position import Position, advance, close_epoch, epoch_is_full, keep_time, pace, progress
+from medseg.training.position import Position, advance, close_epoch, epoch_is_full, keep_time, pace, progress, said
 from medseg.training.session import (
     CHECKPOINT,
     METRICS,
@@ -42,7 +42,7 @@ from medseg.training.signals import stop_requests
 from medseg.training.step import averaged, train_step, update_average, validate
 from medseg.training.teacher import Teacher, taught
 from medseg.types.plan import Plan
-from medseg.types.progress import Progress, Report, silent
+from medseg.types.progress import Report, silent
 from medseg.types.tensors import Batch
 
 _LOG = logging.getLogger("medseg")
@@ -157,7 +157,7 @@ def _train(
             else:
                 position = _one_step(session, position, next(stream))
             position, clock = _look_at_clock(session, position, clock, full)
-            report(_said(session, position, clock, row))
+            report(said(session.folder, position, pace(clock.marks), session.plan.sampling.batch, row))
             signum = session.asked_to_stop()
             if full or signum is not None or clock.now - clock.saved > _CHECKPOINT_EVERY_S:
                 keep(position)
@@ -288,13 +288,3 @@ def _look_at_clock(session: Session, position: Position, clock: _Clock, full: bo
     if kept.total != position.total:
         _LOG.info("%d instead of %d steps fit in %g h", kept.total, position.total, hours)
     return kept, clock
-
-
-def _said(session: Session, position: Position, clock: _Clock, row: Mapping[str, float]) -> Progress:
-    step_s = pace(clock.marks)
-    values = {name: value / max(position.count, 1) for name, value in position.sums.items() if name == "loss"}
-    values |= {name: value for name, value in row.items() if name.startswith(("dice", "radial_error_mm"))}
-    if step_s:
-        values["patches_per_s"] = session.plan.sampling.batch / step_s
-        values["seconds_left"] = (position.total - position.step) * step_s
-    return Progress(f"train {session.folder.name}", position.step, position.total, values)

@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
+
+from medseg.types.progress import Progress
 
 TOLERANCE = 0.02  # of the time left; smaller overruns wait for a better estimate
 STALL = 5.0
@@ -92,3 +95,14 @@ def pace(marks: Sequence[tuple[int, float]]) -> float | None:
     limit = STALL * median(seconds / steps for steps, seconds in stretches)
     usual = [(steps, seconds) for steps, seconds in stretches if seconds <= limit * steps]
     return sum(seconds for _, seconds in usual) / sum(steps for steps, _ in usual)
+
+
+def said(run: Path, position: Position, step_s: float | None, batch: int, row: Mapping[str, float]) -> Progress:
+    """How far a run is, with its loss and, of the last epoch's `row`, what it scored; `run` is a fold's or member's."""
+    values = {name: value / max(position.count, 1) for name, value in position.sums.items() if name == "loss"}
+    values |= {name: value for name, value in row.items() if name.startswith(("dice", "radial_error_mm"))}
+    if step_s:
+        values["patches_per_s"] = batch / step_s
+        values["seconds_left"] = (position.total - position.step) * step_s
+    name = f"{run.parent.name} {run.name}" if run.name.startswith("member_") else run.name
+    return Progress(f"train {name}", position.step, position.total, values)

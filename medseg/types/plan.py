@@ -139,7 +139,8 @@ class Adversary:
 class Training:
     """How it learns; `ema` is the decay per step of the averaged weights that are kept, null for none.
 
-    `weighting` "uncertainty" learns a factor for every loss term beside the weight it has here.
+    `weighting` "uncertainty" learns a factor for every loss term beside the weight it has here. `members` networks are
+    trained one after another for every fold, with the seeds `seed`, `seed` + 1, ..., and predict together.
     """
 
     losses: tuple[LossTerm, ...]
@@ -155,6 +156,7 @@ class Training:
     seed: int = 0
     adversary: Adversary | None = None
     weighting: Literal["fixed", "uncertainty"] = "fixed"
+    members: int = 1
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class Inference:
 
 @dataclass(frozen=True)
 class Budget:
-    """What the user allows; `hours` is one fold's training time on `device`, `step_s` a measured training step."""
+    """What the user allows; `hours` is the time of a fold, with all its networks, `step_s` a measured training step."""
 
     vram_gib: float
     ram_gib: float | None = None

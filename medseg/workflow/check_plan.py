@@ -93,7 +93,7 @@ def _check_names(plan: Plan) -> None:
 
 def _check_numbers(plan: Plan) -> None:
     """That there are steps to train, and that windows do not overlap altogether."""
-    for field in ("epochs", "steps_per_epoch"):
+    for field in ("epochs", "steps_per_epoch", "members"):
         count = getattr(plan.training, field)
         if count < 1:
             raise PlanError(f"{count} leaves nothing to train", where=f"training.{field}", hint="give 1 or more")

@@ -242,7 +242,7 @@ def _refuse_clashes(jobs: Sequence[Job], out: Path) -> None:
 def _settings(bundle: ModelBundle, options: PredictOptions) -> dict[str, str]:
     """What else than the bundle decides the results."""
     inference = tuned(bundle.plan, options).inference
-    folds = options.folds or [member.fold for member in bundle.members]
+    folds = options.folds or dict.fromkeys(member.fold for member in bundle.members)
     return {
         "folds": " ".join(map(str, folds)),
         "overlap": str(inference.overlap),

@@ -72,8 +72,9 @@ def write_page(page: Page, path: Path) -> Path:
 
 def read_curves(run: Path) -> tuple[Picture, ...]:
     """The learning curves of every fold below a run folder."""
-    found = sorted(run.glob("fold_*/curves.png"))
-    return tuple(Picture(path.parent.name.replace("_", " "), path.read_bytes()) for path in found)
+    found = sorted([*run.glob("fold_*/curves.png"), *run.glob("fold_*/member_*/curves.png")])
+    names = [path.parent.relative_to(run).as_posix().replace("_", " ").replace("/", ", ") for path in found]
+    return tuple(Picture(name, path.read_bytes()) for name, path in zip(names, found, strict=True))
 
 
 def mean_dice(scores: Sequence[CaseScores]) -> float:

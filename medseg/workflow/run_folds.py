@@ -11,6 +11,7 @@ from medseg.io.records import read_record, write_record
 from medseg.planning.splits import FOLDS, extend_splits, make_splits, split_faults, take_turns
 from medseg.training.session import is_finished
 from medseg.types.dataset import Case, Dataset, Split
+from medseg.types.plan import Plan
 
 _LOG = logging.getLogger("medseg")
 Fold = int | Literal["all"]
@@ -69,10 +70,30 @@ def wanted_folds(folds: Folds, splits: tuple[Split, ...], out: Path) -> list[Fol
     return [int(fold) for fold in chosen]
 
 
-def with_finished(wanted: Sequence[Fold], splits: tuple[Split, ...], out: Path) -> list[Fold]:
-    """Wanted folds, and those of earlier calls that are finished, in order."""
+def with_finished(wanted: Sequence[Fold], splits: tuple[Split, ...], out: Path, plan: Plan) -> list[Fold]:
+    """Wanted folds, and those of earlier calls that are finished with all their networks, in order."""
     every: list[Fold] = [*range(len(splits)), "all"]
-    return [fold for fold in every if fold in wanted or is_finished(out / f"fold_{fold}")]
+    return [
+        fold
+        for fold in every
+        if fold in wanted or all(is_finished(run) for run in member_runs(out / f"fold_{fold}", plan))
+    ]
+
+
+def member_runs(fold: Path, plan: Plan) -> tuple[Path, ...]:
+    """The folder of every network of a fold: the fold's own, and one in it for each further network."""
+    return (fold, *(fold / f"member_{number}" for number in range(1, plan.training.members)))
+
+
+def member_plan(plan: Plan, number: int) -> Plan:
+    """The plan of one network of a fold: a seed of its own, and its share of the time."""
+    training, budget = plan.training, plan.origin.budget
+    hours = None if budget.hours is None else budget.hours / training.members
+    return replace(
+        plan,
+        training=replace(training, seed=training.seed + number),
+        origin=replace(plan.origin, budget=replace(budget, hours=hours)),
+    )
 
 
 def _check_again(labelled: Dataset, splits: tuple[Split, ...], path: Path) -> None:

@@ -33,7 +33,16 @@ from medseg.types.progress import Progress, Report, silent
 from medseg.types.result import ModelBundle
 from medseg.workflow.check_plan import check_plan, load_plan
 from medseg.workflow.devices import resolve_device, resolve_precision
-from medseg.workflow.run_folds import Fold, Folds, annotated, run_splits, wanted_folds, with_finished
+from medseg.workflow.run_folds import (
+    Fold,
+    Folds,
+    annotated,
+    member_plan,
+    member_runs,
+    run_splits,
+    wanted_folds,
+    with_finished,
+)
 from medseg.workflow.size_plan import warn_of_size
 from medseg.workflow.switches import say_doubts
 from medseg.workflow.teacher import check_teacher, open_teacher, unseen_member
@@ -83,7 +92,8 @@ def train(
     """Train the folds of a plan on a dataset folder into the run folder `out`; returns the bundle `out`/bundle.
 
     `folds`: "cv" for all of the cross-validation, "all" for one network on all cases, or numbers. Finished folds are
-    not trained again; the bundle holds every fold that is finished, also of earlier calls. Cleaning is chosen from
+    not trained again; the bundle holds every fold that is finished, also of earlier calls, with all the networks
+    that the plan has per fold. Cleaning is chosen from
     out-of-fold predictions only. An interrupted call goes on where it stopped when called again. Calls for different
     folds may run side by side; for the same fold the second is refused. A case that cannot be validated is logged and
     listed in the scores as `failed`. `track` also writes every fold's metrics for TensorBoard, into
@@ -111,17 +121,19 @@ def train(
     loaders = workers if workers is not None else _loaders(where)
     dealt = record_sha256(splits) if splits else None
     taught = {} if guide is None else {fold: unseen_member(guide, fold, dealt) for fold in [*range(len(splits)), "all"]}
-    for fold in with_finished(wanted, splits, out):
+    for fold in with_finished(wanted, splits, out, plan):
         split, run = _split(data, splits, fold), out / f"fold_{fold}"
-        if not is_finished(run):
-            _sweep_fold(run)
-            seen = (*hooks, tensorboard(run / "tensorboard")) if track else hooks
+        for number, one in enumerate(member_runs(run, plan)):
+            if is_finished(one):
+                continue
+            _sweep_fold(one)
+            seen = (*hooks, tensorboard(one / "tensorboard")) if track else hooks
             fit(
-                here,
+                member_plan(here, number),
                 split.train,
                 split.val,
                 cache,
-                run,
+                one,
                 device=where,
                 hooks=seen,
                 report=report,
@@ -132,17 +144,18 @@ def train(
         with locked(out, doing="validating", wait=True):
             validate_fold(plan, data, split.val, run, device=where, report=report)
     with locked(out, doing="saving", wait=True):
-        members = {fold: out / f"fold_{fold}" / WEIGHTS for fold in with_finished(wanted, splits, out)}
+        members = {fold: out / f"fold_{fold}" for fold in with_finished(wanted, splits, out, plan)}
         validated: list[Validated] = []
-        for fold, weights in members.items():  # what is there already is kept; another process may have added folds
+        for fold, run in members.items():  # what is there already is kept; another process may have added folds
             names = _split(data, splits, fold).val
-            validated += validate_fold(plan, data, names, weights.parent, device=where, report=report)
+            validated += validate_fold(plan, data, names, run, device=where, report=report)
         cleaned, scores = clean_and_score(plan, data, validated, report=report, workers=workers)
         facts: dict[str, object] = {"members": [str(fold) for fold in members], "splits_sha256": dealt}
         if guide is not None:
             facts["teacher"] = _teacher_facts(guide, [taught[fold] for fold in members])
         remove_leftovers(out)
-        return save_bundle(out / "bundle", cleaned, members, {**scores, **facts}, refs)
+        weights = {fold: [one / WEIGHTS for one in member_runs(run, plan)] for fold, run in members.items()}
+        return save_bundle(out / "bundle", cleaned, weights, {**scores, **facts}, refs)
 
 
 def _say_doubts(dataset: Dataset) -> None:

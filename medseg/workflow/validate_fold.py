@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -19,11 +20,13 @@ from medseg.io.outputs import landmark_names
 from medseg.io.pairs import read_scan
 from medseg.io.records import record_sha256
 from medseg.io.scan_sources import source_sha256
+from medseg.training.session import WEIGHTS
 from medseg.types.dataset import Case, Dataset
 from medseg.types.plan import Plan
 from medseg.types.progress import Progress, Report, silent
 from medseg.types.result import Member, ModelBundle
 from medseg.workflow.model import PredictOptions, members_of, predict_image
+from medseg.workflow.run_folds import member_runs
 
 _LOG = logging.getLogger("medseg")
 _SHORT = "free memory, or validate on another device: run the same command again"
@@ -59,7 +62,7 @@ def validate_fold(
     device: torch.device,
     report: Report = silent,
 ) -> tuple[Validated, ...]:
-    """Predict the scans `case_ids` with the weights in `folder` (fold_k) into `folder`/validation, without cleaning.
+    """Predict the scans `case_ids` with the networks in `folder` (fold_k) into `folder`/validation, without cleaning.
 
     The same steps as prediction. What these weights have predicted before, from the same files and with the same
     inference settings, is kept; a case that cannot be predicted is logged and has an `error`. Nobody else may be
@@ -72,8 +75,9 @@ def validate_fold(
         Validated(cases[name], fold, out / f"{name}.nii.gz", out / landmark_names(name)[1] if plan.landmarks else None)
         for name in case_ids
     ]
-    weights = folder / "weights.safetensors"
-    sha256 = file_sha256(weights)
+    weights = [run / WEIGHTS for run in member_runs(folder, plan)]
+    known = {path.relative_to(folder).as_posix(): file_sha256(path) for path in weights}
+    sha256 = " ".join(known.values())
     _forget_others(
         out, f"{sha256} {VERSION} {record_sha256(plan.inference)} {_sources([one.case for one in found], dataset)}"
     )
@@ -81,8 +85,8 @@ def validate_fold(
     missing = [one for one in found if not one.is_there(plan)]
     if not missing:
         return tuple(found)
-    member = Member(fold if isinstance(fold, int) else "all", weights.name, sha256)
-    bundle = ModelBundle(folder, plan, (member,), {})
+    name: int | Literal["all"] = fold if isinstance(fold, int) else "all"
+    bundle = ModelBundle(folder, plan, tuple(Member(name, path, sha) for path, sha in known.items()), {})
     options = PredictOptions(clean=False)
     members = members_of(bundle, device, options)
     failed: dict[str, Validated] = {}

@@ -7,6 +7,7 @@ from toy_fingerprints import alike, feature_bytes, voxel_seconds
 from medseg.errors import BudgetError, PlanError
 from medseg.io.records import format_record, parse_record, record_sha256
 from medseg.planning import planner, presets
+from medseg.planning.design import Wishes
 from medseg.types.plan import Budget, Plan
 
 HIPPOCAMPUS = alike((36, 50, 35), (1.0, 1.0, 1.0), 200)
@@ -92,6 +93,19 @@ def test_ultrasound_in_pixels():
     assert plan.preprocess.spacing_mm == (None, None, None) and plan.preprocess.orientation == "stored"
     assert plan.preprocess.intensity[0].use == "fan_z_score"
     assert "speckle" in [step.use for step in plan.training.augment]
+
+
+def test_networks_of_one_fold_share_its_hours():
+    many = {"wishes": Wishes({"members": 3}), "seconds_of": voxel_seconds}
+    three = plans(HIPPOCAMPUS, Budget(8.0, hours=0.9), **many)["3d_fullres"]
+    one = plans(HIPPOCAMPUS, Budget(8.0, hours=0.3), seconds_of=voxel_seconds)["3d_fullres"]
+    assert three.training.members == 3 and one.training.members == 1
+    assert three.origin.budget.hours == 0.9
+    assert three.network == one.network and three.training.epochs == one.training.epochs
+    assert "18 min each" in three.reasons["training.members"] and "training.members" not in one.reasons
+    for wrong in (0, 1.5, True, "two"):
+        with pytest.raises(PlanError, match="networks"):
+            plans(HIPPOCAMPUS, Budget(8.0), wishes=Wishes({"members": wrong}))
 
 
 def test_no_hours_is_the_published_schedule_and_hours_are_kept():
