@@ -28,7 +28,8 @@ def case_table(folder: Path, key: str, stated: Table, faults: list[Fault]) -> Ta
     if not rows or not {"case", key} <= set(rows[0]):
         faults.append(error(f"has no columns case and {key}", "name them in the first line", file=path.name))
         return {}
-    return {row["case"]: row[key].strip() for row in rows if (row[key] or "").strip()}
+    pairs = [((row["case"] or "").strip(), (row[key] or "").strip()) for row in rows]
+    return {case: text for case, text in pairs if case and text}
 
 
 def say_gaps(table: Table, key: str, without: str, ids: Sequence[str], faults: list[Fault]) -> None:

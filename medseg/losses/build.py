@@ -186,4 +186,4 @@ def _sees_all(term: Callable[..., Tensor]) -> bool:
 def term_names(terms: Sequence[LossTerm]) -> list[str]:
     """A name per term, numbered where one is used twice."""
     short = [term.use.rsplit(":", 1)[-1] for term in terms]
-    return [name if short.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(short)]
+    return [name if short.count(name) == 1 else f"{name}_{short[:i].count(name)}" for i, name in enumerate(short)]

@@ -20,7 +20,6 @@ from medseg.types.plan import Adversary, LossTerm, Option, Options, Step
 T = TypeVar("T", Step, LossTerm)
 _LOSS = re.compile(r"loss\.(?P<use>(?:[\w.]+:)?\w+)(?:\.(?P<option>\w+))?")  # a name of ours or module:function
 _CRITIC, _WEIGHTING, _MEMBERS = "adversary", "weighting", "members"
-_OTHERS = (_CRITIC, _WEIGHTING, _MEMBERS)  # options that are no network's, head's or loss's
 POINTS = ("dsnt", "heatmap")  # heads that find landmarks; a plan has one of them
 HEAD_LOSSES: Mapping[str, LossTerm] = MappingProxyType(
     {
@@ -100,7 +99,8 @@ def design(fingerprint: Fingerprint, preset: str, wishes: Wishes) -> Decision[Pr
             raise PlanError(f'the plan has no "{own[0]}"', where=f"option {name}", hint=hint)
     terms = [_balanced(term, fingerprint) for term in losses.values()]
     made = replace(family, options=options, heads=tuple(heads.values()), losses=tuple(terms))
-    made = replace(made, weighting=_weighting(wishes.options), members=_members(wishes.options))
+    weighting = _weighting(wishes.options, family.weighting)
+    made = replace(made, weighting=weighting, members=_members(wishes.options, family.members))
     return Decision(_judged(made, critic), _said(fingerprint, family, wishes))
 
 
@@ -137,12 +137,16 @@ def _weighed(losses: Mapping[str, LossTerm], options: Options) -> dict[str, Loss
 
 def _of_network_and_losses(options: Options) -> Options:
     """Options of backbone, heads and losses."""
-    return {name: value for name, value in options.items() if name.partition(".")[0] not in _OTHERS}
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in (_WEIGHTING, _MEMBERS) and name.partition(".")[0] != _CRITIC
+    }
 
 
-def _weighting(options: Options) -> Literal["fixed", "uncertainty"]:
+def _weighting(options: Options, default: str) -> Literal["fixed", "uncertainty"]:
     """How the losses are weighed."""
-    match options.get(_WEIGHTING, "fixed"):
+    match options.get(_WEIGHTING, default):
         case "fixed":
             return "fixed"
         case "uncertainty":
@@ -152,9 +156,9 @@ def _weighting(options: Options) -> Literal["fixed", "uncertainty"]:
             raise PlanError(f"{other!r} is no weighting", where=f"option {_WEIGHTING}", hint=hint)
 
 
-def _members(options: Options) -> int:
+def _members(options: Options, default: int) -> int:
     """How many networks every fold has."""
-    count = options.get(_MEMBERS, 1)
+    count = options.get(_MEMBERS, default)
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise PlanError(f"{count!r} networks", where=f"option {_MEMBERS}", hint="write a whole number from 1")
     return count
@@ -238,7 +242,7 @@ def _said(fingerprint: Fingerprint, family: Preset, wishes: Wishes) -> str:
         said += [f"a code for each of {raters} raters, and their mean where none is named"]
     elif raters > 1:
         said += [f"{raters} raters count as one; --option attention=rater_code learns a code for each"]
-    count = _members(wishes.options)
+    count = _members(wishes.options, family.members)
     said += [f"{count} networks per fold, which share its time and predict together"] if count > 1 else []
     critic = wishes.options.get(_CRITIC)
     said += [f"the critic {critic} learns beside the network"] if critic is not None else []

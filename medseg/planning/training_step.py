@@ -82,9 +82,8 @@ def build_parts(
     average = [p.detach().clone() for p in params] if job.training.ema is not None else []
     critic = _critic(job, device)
     own = tuple([torch.zeros_like(p) for p in critic.parameters()] for _ in range(2)) if critic is not None else ()
-    fixed = job.training.weighting == "fixed"
-    weights = None if fixed else TermWeights(len(errors_of(job.training.losses))).to(device)
-    return Parts(network, build_loss(job.training.losses, learnt=weights), states, average, critic, own)
+    loss = build_loss(job.training.losses, learnt=_term_weights(job, device))
+    return Parts(network, loss, states, average, critic, own)
 
 
 def random_batch(job: Job, device: torch.device) -> Batch:
@@ -135,6 +134,13 @@ def run_step(parts: Parts, batch: Batch, training: Training, *, whole: bool) -> 
             torch._foreach_lerp_(parts.average, [p.detach() for p in parts.network.parameters()], 0.01)
     if parts.critic is not None and judged is not None:
         _critic_step(parts.critic, parts.critic_states, judged, batch)
+
+
+def _term_weights(job: Job, device: torch.device) -> TermWeights | None:
+    if job.training.weighting == "fixed":
+        return None
+    weights = TermWeights(len(errors_of(job.training.losses)))
+    return weights if device.type == "cpu" else weights.to(device)  # abstract weights cannot be moved
 
 
 def _critic(job: Job, device: torch.device) -> nn.Module | None:

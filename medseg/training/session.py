@@ -74,12 +74,15 @@ def identity(
 ) -> str:
     """Hash of all that decides the weights; a checkpoint with another one is not taken up."""
     parts = [plan.channels, plan.labels, plan.preprocess, plan.network, plan.sampling]
-    training = replace(plan.training, precision="fp32")
+    training = to_plain(replace(plan.training, precision="fp32"))
+    for name, default in (("members", training["members"]), ("weighting", "fixed")):
+        if training[name] == default:
+            del training[name]  # as before there was a choice; how many others there are changes no network
     cases: list[Any] = [list(train_ids), list(val_ids)]
     if plan.raters:
         cases.append([list(plan.raters), {case: raters.get(case) for case in (*train_ids, *val_ids)}])
     model = [] if teacher is None else [teacher.identity]
-    return record_sha256([*(to_plain(part) for part in parts), to_plain(training), *cases, *model, VERSION])
+    return record_sha256([*(to_plain(part) for part in parts), training, *cases, *model, VERSION])
 
 
 def find_checkpoint(folder: Path, expected: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

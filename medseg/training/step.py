@@ -69,6 +69,8 @@ def train_step(
         total, terms["adversary"] = total + opponent.weight * verdict, float(verdict.detach())
     logits = None if opponent is None else output.logits[0].detach()
     del output
+    if balance is not None and min(terms.values()) < 0:
+        raise TrainingError(f"a term is negative, and no weight can be learnt for it: {_listed(terms)}")
     size = float(total.detach())
     if not math.isfinite(size):
         raise TrainingError(f"the loss is not finite: {_listed(terms)}")
@@ -79,8 +81,10 @@ def train_step(
     lost = scaler.is_enabled() and scaler.get_scale() < _SMALLEST_SCALE
     if not math.isfinite(norm) and (not scaler.is_enabled() or lost):
         raise TrainingError(f"the gradients are not finite at loss {size:.6g}: {_listed(terms)}")
-    for each in optimizers:
-        scaler.step(each)
+    scaler.step(optimizer)
+    if balance is not None and math.isfinite(norm):
+        scaler.step(balance.optimizer)
+        balance.weights.hold()
     scaler.update()
     if opponent is not None and logits is not None:
         terms["critic"] = learn(opponent, logits, batch)

@@ -134,6 +134,15 @@ def one_term_to_weigh(plan: Plan) -> Iterator[Fight]:
         yield Fight("training.weighting", what, 'use "fixed", or add a term')
 
 
+def faded_term_that_is_weighed_up(plan: Plan) -> Iterator[Fight]:
+    """A term that is to fade, beside weights that make small terms count."""
+    for number, term in enumerate(plan.training.losses):
+        fades = term.use == "object_boundary" and (_option(term, "decay") or 0) > 0
+        if fades and plan.training.weighting == "uncertainty":
+            what = "the loss object_boundary is to fade by its decay, and learnt weights make up for it"
+            yield Fight(f"training.losses[{number}].options.decay", what, 'leave decay out, or use weighting "fixed"')
+
+
 LOSS_FIGHTS: tuple[Rule, ...] = (
     focal_and_class_weights,
     ohem_and_focal,
@@ -146,6 +155,7 @@ LOSS_FIGHTS: tuple[Rule, ...] = (
     class_weights_that_do_not_fit,
     classes_that_do_not_exist,
     one_term_to_weigh,
+    faded_term_that_is_weighed_up,
 )
 
 _PIXELS = "pixel_cross_entropy"

@@ -252,7 +252,7 @@ def _settings(bundle: ModelBundle, options: PredictOptions) -> dict[str, str]:
         **({"spacing_mm": "{} {}".format(*options.spacing_mm)} if options.spacing_mm else {}),
         **({"temporal_median": str(options.temporal_median)} if options.temporal_median != 1 else {}),
         **({"directions": " ".join(options.directions)} if options.directions else {}),
-        **({"rater": options.rater} if options.rater is not None else {}),
+        **({} if options.rater is None else {"rater": str(1 + bundle.plan.raters.index(options.rater))}),
     }
 
 

@@ -1,7 +1,7 @@
 """The folds of a run folder: dealt once, kept, and checked against the data set at every call."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -59,6 +59,34 @@ def run_splits(dataset: Dataset, out: Path, folds: Folds) -> tuple[Split, ...]:
     return splits
 
 
+def run_raters(dataset: Dataset, plan: Plan, out: Path) -> dict[str, str]:
+    """Who annotated which case, for a plan that knows raters; kept in the run folder.
+
+    Raises DatasetError where cases that were there at an earlier call have changed hands: networks of one run would
+    mean different people by one code.
+    """
+    now = {case.id: case.rater for case in dataset.cases if case.rater is not None}
+    if not plan.raters:
+        return now
+    path = out / "raters.json"
+    before = read_record(path, dict[str, str]) if path.exists() else {}
+    changed = sorted(case for case in before if now.get(case) != before[case])
+    if changed:
+        what = f"{len(changed)} cases had other raters when this run began: {', '.join(changed[:5])}"
+        raise DatasetError(what, where=path, hint="train into another output folder")
+    write_record(now, path)
+    return now
+
+
+def say_absent_raters(plan: Plan, raters: Mapping[str, str], fold: Fold, train: Sequence[str]) -> None:
+    """Log a warning for raters whose way a fold cannot learn."""
+    absent = sorted(set(plan.raters) - {raters[case] for case in train if case in raters})
+    if absent:
+        _LOG.warning(
+            "fold %s: no case to learn from by the raters %s; their codes mean nothing", fold, ", ".join(absent)
+        )
+
+
 def wanted_folds(folds: Folds, splits: tuple[Split, ...], out: Path) -> list[Fold]:
     """The folds that are asked for; raises TrainingError for those that the run does not have."""
     if folds == "all":
@@ -83,6 +111,13 @@ def with_finished(wanted: Sequence[Fold], splits: tuple[Split, ...], out: Path, 
 def member_runs(fold: Path, plan: Plan) -> tuple[Path, ...]:
     """The folder of every network of a fold: the fold's own, and one in it for each further network."""
     return (fold, *(fold / f"member_{number}" for number in range(1, plan.training.members)))
+
+
+def unfinished_members(plan: Plan, fold: Path) -> Iterator[tuple[Plan, Path]]:
+    """The plan and the folder of each network of a fold that is still to be trained."""
+    for number, run in enumerate(member_runs(fold, plan)):
+        if not is_finished(run):
+            yield member_plan(plan, number), run
 
 
 def member_plan(plan: Plan, number: int) -> Plan:

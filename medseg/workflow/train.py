@@ -37,9 +37,11 @@ from medseg.workflow.run_folds import (
     Fold,
     Folds,
     annotated,
-    member_plan,
     member_runs,
+    run_raters,
     run_splits,
+    say_absent_raters,
+    unfinished_members,
     wanted_folds,
     with_finished,
 )
@@ -115,6 +117,7 @@ def train(
     with locked(out, doing="preparing", wait=True):
         _keep_plan(plan, out)
         splits = run_splits(data, out, folds)
+        raters = run_raters(data, plan, out)
         wanted = wanted_folds(folds, splits, out)
         _sweep_caches(out)
         cache = prepare(plan, data, out, workers=workers, report=report)
@@ -123,23 +126,21 @@ def train(
     taught = {} if guide is None else {fold: unseen_member(guide, fold, dealt) for fold in [*range(len(splits)), "all"]}
     for fold in with_finished(wanted, splits, out, plan):
         split, run = _split(data, splits, fold), out / f"fold_{fold}"
-        for number, one in enumerate(member_runs(run, plan)):
-            if is_finished(one):
-                continue
+        say_absent_raters(plan, raters, fold, split.train)
+        for part, one in unfinished_members(here, run):
             _sweep_fold(one)
-            seen = (*hooks, tensorboard(one / "tensorboard")) if track else hooks
             fit(
-                member_plan(here, number),
+                part,
                 split.train,
                 split.val,
                 cache,
                 one,
                 device=where,
-                hooks=seen,
+                hooks=(*hooks, tensorboard(one / "tensorboard")) if track else hooks,
                 report=report,
                 workers=loaders,
                 teacher=None if guide is None else open_teacher(guide, here, where, member=taught[fold]),
-                raters={case.id: case.rater for case in data.cases if case.rater is not None},
+                raters=raters,
             )
         with locked(out, doing="validating", wait=True):
             validate_fold(plan, data, split.val, run, device=where, report=report)

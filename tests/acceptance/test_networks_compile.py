@@ -32,8 +32,8 @@ def test_compiled_networks_compute_the_same_and_learn_from_it(table, shape):
         [sys.executable, __file__, table, shape], capture_output=True, text=True, check=False, env=found
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    failed = json.loads(done.stdout.splitlines()[-1])
-    assert failed == {}
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said and {name: what for name, what in said.items() if what is not None} == {}
 
 
 def difference(entry):
@@ -46,13 +46,14 @@ def difference(entry):
         for one in (network, compiled):
             torch.manual_seed(0)
             network.zero_grad()
-            logits = one(batch.image).logits[0]
+            logits = (one(batch.image) if batch.raters is None else one(batch.image, batch.raters)).logits[0]
             logits.square().mean().backward()
-            none = torch.zeros(())
-            norms = [none if weight.grad is None else weight.grad.norm() for weight in network.parameters()]
-            results.append((logits.detach(), torch.stack(norms)))
+            grads = [torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in network.parameters()]
+            results.append((logits.detach(), *grads))
+        largest = max(float(grad.abs().max()) for grad in results[0][1:])
         for plain, made in zip(*results, strict=True):
-            torch.testing.assert_close(made, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
+            size = max(float(plain.abs().max()), 1e-4 * largest)  # of what is 0 but for rounding, that of the others
+            torch.testing.assert_close(made, plain, rtol=1e-2, atol=1e-2 * size)
     except Exception as error:
         return str(error).strip()[-300:]
     return None
@@ -60,4 +61,4 @@ def difference(entry):
 
 if __name__ == "__main__":
     said = {str(entry): difference(entry) for entry in entries(*sys.argv[1:])}
-    sys.stdout.write(json.dumps({name: what for name, what in said.items() if what is not None}) + "\n")
+    sys.stdout.write(json.dumps(said) + "\n")

@@ -66,9 +66,8 @@ def test_each_rater_is_imitated_and_nobody_in_particular_lies_between(tmp_path, 
     assert main(plan) == 0
     made = shrink(run / "plan-2d.json")
     assert made["raters"] == ["Ann", "Ben"] and made["training"]["losses"][-1]["use"] == "rater_prior"
-    assert (
-        main(["train", str(run / "plan-2d.json"), str(data), "-o", str(run), "--fold", "all", "--device", "cpu"]) == 0
-    )
+    train = ["train", str(run / "plan-2d.json"), str(data), "-o", str(run)]
+    assert main([*train, "--fold", "all", "--device", "cpu"]) == 0
     image, truth = nested_ellipsoids(SHAPE, seed=CASES)
     scan = np.clip(image, 0, 255)[None].astype(np.float32)
     found = {}
@@ -78,7 +77,14 @@ def test_each_rater_is_imitated_and_nobody_in_particular_lies_between(tmp_path, 
     disc, core = truth > 0, truth == 2
     assert dice(found["Ann"], disc) > 0.9 > dice(found["Ann"], core)
     assert dice(found["Ben"], core) > 0.85 > dice(found["Ben"], disc)
-    assert found["Ben"].sum() <= found[None].sum() <= found["Ann"].sum()
+    assert found["Ben"].sum() < found[None].sum() < found["Ann"].sum()
+
+    described = json.loads((data / "dataset.json").read_text(encoding="utf-8"))
+    described["raters"]["disc_00"] = "Ben"
+    (data / "dataset.json").write_text(json.dumps(described), encoding="utf-8")
+    assert main([*train, "--fold", "0", "--device", "cpu"]) == 2
+    said = capsys.readouterr()
+    assert "had other raters" in said.err + said.out and "disc_00" in said.err + said.out
 
     (tmp_path / "scans").mkdir()
     Pillow.fromarray(scan[0].astype(np.uint8)).save(tmp_path / "scans" / "new_0000.png")
@@ -86,7 +92,7 @@ def test_each_rater_is_imitated_and_nobody_in_particular_lies_between(tmp_path, 
     assert main([*ask, "Ben"]) == 0
     assert (np.array(Pillow.open(tmp_path / "out" / "new.png")) == found["Ben"]).mean() > 0.99
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
-    assert report["settings"]["rater"] == "Ben"
+    assert report["settings"]["rater"] == "2"
     capsys.readouterr()
     assert main([*ask, "Eve"]) == 2
     said = capsys.readouterr()

@@ -34,7 +34,8 @@ def cache(tmp_path_factory):
 
 
 def train(plan, cache, run, **options):
-    return fit(plan, ("a", "b"), ("c",), cache, run, device=CPU, **options)
+    known = {"raters": {"a": "A", "b": "B"}} if plan.raters else {}
+    return fit(plan, ("a", "b"), ("c",), cache, run, device=CPU, **{**known, **options})
 
 
 def rows(run):
@@ -66,6 +67,11 @@ PLANS = {
     "critic": tiny_plan(adversary=Adversary("segan", options={"width": 4})),
     "learnt weights": tiny_plan(
         losses=(LossTerm(1.0, "dice"), LossTerm(1.0, "cross_entropy")), weighting="uncertainty"
+    ),
+    "raters": replace(
+        tiny_plan(losses=(LossTerm(1.0, "dice_ce"), LossTerm(1.0, "rater_prior", {"cases": 2}))),
+        network=replace(tiny_plan().network, options={"attention": "rater_code", "rater_code_raters": 2}),
+        raters=("A", "B"),
     ),
     "adamw 2d": tiny_plan(ndim=2, optimizer=Step("adamw"), schedule=Step("cosine_restarts", {"warmup": 0.1})),
 }

@@ -195,6 +195,8 @@ def test_raters_from_json_or_csv_and_cases_that_nobody_signed(tmp_path):
     (folder / "raters.csv").write_text("case,rater\na, Ann \nb,\nzz,Ann\n", encoding="utf-8")
     assert [case.rater for case in read_dataset(folder).cases] == ["Ann", None, None]
     assert any("zz" in note and "rater" in note for note in faults_of(folder, "warning"))
+    (folder / "raters.csv").write_text("rater,case\nAnn\nBen, b \n", encoding="utf-8")
+    assert [case.rater for case in read_dataset(folder).cases] == [None, "Ben", None]
     describe(folder, raters=["Ann"])
     assert any('"raters" is no table' in fault for fault in faults_of(folder, "error"))
 

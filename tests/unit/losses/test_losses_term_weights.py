@@ -54,6 +54,15 @@ def test_terms_that_stay_end_at_one_half_each_whatever_their_unit():
     assert [w * float(size) for w, size in zip(weights.weights(), sizes, strict=True)] == pytest.approx([0.5] * 3, 1e-3)
 
 
+def test_a_term_that_vanishes_does_not_run_away():
+    weights = TermWeights(2)
+    with torch.no_grad():
+        weights.log_variances.copy_(torch.tensor([-90.0, 40.0]))
+    weights.hold()
+    assert weights.log_variances.tolist() == [-10.0, 10.0]
+    assert math.isfinite(weights([torch.tensor(0.0), torch.tensor(1.0)]).item())
+
+
 def test_a_prior_is_added_as_it_is():
     logits, batch = scene()
     terms = (*TERMS, LossTerm(3.0, "rater_prior", {"cases": 10, "sigma": 2.0}))

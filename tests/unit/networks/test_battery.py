@@ -199,7 +199,8 @@ def test_the_estimate_is_what_the_allocator_counts(entry):
 @pytest.mark.parametrize("entry", LOSSES, ids=str)
 def test_a_loss_is_finite_and_reaches_the_network(entry):
     network, batch = entry.build(), random_batch(entry.job(), torch.device("cpu"))
-    value = build_loss(entry.losses)(network(batch.image), batch).total
+    output = network(batch.image) if batch.raters is None else network(batch.image, batch.raters)
+    value = build_loss(entry.losses)(output, batch).total
     value.backward()
     assert torch.isfinite(value)
     grads = [weight.grad for weight in network.parameters() if weight.grad is not None]

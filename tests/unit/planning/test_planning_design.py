@@ -140,6 +140,8 @@ def test_learnt_weights_of_terms_are_planned_and_nothing_else_is_a_weighting():
     assert make_plans(SCANS, Budget(8.0), "unet", **quick)[-1].training.weighting == "fixed"
     with pytest.raises(PlanError, match="no weighting"):
         family(weighting="uncertain")
+    with pytest.raises(PlanError, match='no "weighting"'):
+        family(**{"weighting.kind": "uncertainty"})
 
 
 def test_codes_of_raters_are_planned_where_they_are_asked_for_and_known():

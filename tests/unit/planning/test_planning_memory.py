@@ -43,6 +43,7 @@ TRAINING = Training(
     (LossTerm(1.0, "dice_ce"),), Step("sgd"), Step("poly"), (), epochs=1, precision="fp32", clip_grad_norm=12.0
 )
 HEADS, GUIDED = (Step("segmentation"), Step("boundary")), (LossTerm(1.0, "dice_ce"), LossTerm(1.0, "gg_net"))
+PAIR = (LossTerm(1.0, "dice"), LossTerm(1.0, "cross_entropy"))
 CPU = torch.device("cpu")
 
 
@@ -55,13 +56,24 @@ def _job(**changes: Any) -> dict[str, Any]:
     ("job", "tolerance"),
     [
         (_job(), 0.02),
+        (_job(training=replace(TRAINING, losses=PAIR, weighting="uncertainty")), 0.02),
+        (_job(network=Network("unet", FLAT, options={"attention": "rater_code", "rater_code_raters": 3})), 0.02),
         (_job(network=Network("resenc_unet", THICK), patch=(16, 32, 32), outputs=4), 0.02),
         (_job(network=Network("unet", FLAT, options={"norm": "group"}), batch=3), 0.05),
         (_job(network=Network("unet", THICK), patch=(16, 32, 32), batch=1), 0.03),
         (_job(training=replace(TRAINING, optimizer=Step("adamw"), ema=0.99), outputs=20), 0.02),
         (_job(network=Network("gg_net", FLAT, HEADS), training=replace(TRAINING, losses=GUIDED)), 0.02),
     ],
-    ids=["2d-plain", "3d-residual", "group-norm", "slow-convolutions", "adamw-ema-20-classes", "two-heads"],
+    ids=[
+        "2d-plain",
+        "learnt-weights",
+        "raters",
+        "3d-residual",
+        "group-norm",
+        "slow-convolutions",
+        "adamw-ema-20-classes",
+        "two-heads",
+    ],
 )
 def test_the_estimate_is_what_the_allocator_counts(job: dict[str, Any], tolerance: float) -> None:
     estimate, measured = estimate_step(**job, gpu=False), measure_step(**job, device=CPU)

@@ -8,6 +8,7 @@ from torch import nn
 from medseg.errors import TrainingError
 from medseg.losses.build import LossValue, build_loss
 from medseg.networks.build import build_network
+from medseg.training.balance import open_balance
 from medseg.training.step import (
     averaged,
     forward,
@@ -19,6 +20,7 @@ from medseg.training.step import (
     validate,
 )
 from medseg.types.labels import Label, Labels
+from medseg.types.plan import LossTerm
 from medseg.types.tensors import Batch, NetworkOutput
 
 CPU = torch.device("cpu")
@@ -94,6 +96,36 @@ def test_numbers_that_are_not_finite_stop_before_the_update(where):
     with pytest.raises(TrainingError, match=f"the {where}s? (is|are) not finite.*dice .*cross_entropy"):
         step(network, batch, loss, optimizer)
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+def two_terms(values):
+    """A loss of two terms that are the first weight times `values`, with learnt weights."""
+    plan = tiny_plan(losses=(LossTerm(1.0, "dice"), LossTerm(1.0, "cross_entropy")), weighting="uncertainty")
+    balance = open_balance(plan, CPU)
+
+    def loss(output, batch):
+        parts = [output.logits[0].mean() * 0 + value for value in values]
+        return LossValue(balance.weights(parts), {"one": parts[0].detach(), "two": parts[1].detach()})
+
+    return balance, loss
+
+
+def test_learnt_weights_are_updated_beside_the_network():
+    network, _ = network_of(2)
+    balance, loss = two_terms((0.1, 8.0))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    for _ in range(20):
+        step(network, batch_of(2, 8), loss, optimizer, balance=balance)
+    small, large = balance.weights.weights()
+    assert small > 1.05 > 0.95 > large
+    assert balance.now() == {"weight dice": small, "weight cross_entropy": large}
+
+
+def test_no_weight_is_learnt_for_a_negative_term():
+    network, _ = network_of(2)
+    balance, loss = two_terms((0.1, -1.0))
+    with pytest.raises(TrainingError, match="negative"):
+        step(network, batch_of(2, 8), loss, torch.optim.SGD(network.parameters(), lr=0.1), balance=balance)
 
 
 def test_the_average_follows_its_closed_form():

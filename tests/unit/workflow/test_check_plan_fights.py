@@ -328,6 +328,19 @@ ROWS = [
         "there is one term",
         replace(coded(2), training=replace(coded(2).training, weighting="uncertainty")),
     ),
+    (
+        "faded_term_that_is_weighed_up",
+        "training.losses[1].options.decay",
+        "make up for it",
+        network(
+            use="object_boundary",
+            training=replace(
+                tiny_plan().training,
+                losses=(LossTerm(1.0, "dice_ce"), term("object_boundary", decay=1.0)),
+                weighting="uncertainty",
+            ),
+        ),
+    ),
     ("raters_without_their_codes", "raters", "codes for 0 raters", replace(tiny_plan(), raters=("A",))),
     (
         "raters_without_their_codes",
