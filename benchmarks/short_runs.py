@@ -1,11 +1,12 @@
-"""How much a short training needs to be held back: augmentation and weight decay, on cases that no other figure uses.
+"""How much a short training needs to be held back: augmentation, weight decay, several networks, on cases apart.
 
     python benchmarks/short_runs.py --data DATA --out RUNS
 
 DATA is the hippocampus set in the layout of nnU-Net with nnU-Net's splits_final.json. Of the 160 training cases of its
 fold 0, 40 are drawn (seed 6) to train on and the other 120 to validate on; the 40 validation cases of the fold are left
-out, so that what is chosen here may be judged on them. Every variant takes the plan for one hour, cut to 1,880 steps,
-so that each case is seen as often as in an hour with 160 cases. Prints Dice per class and paired tests.
+out, so that what is chosen here may be judged on them. Every variant takes the plan for one hour, cut to 1,880 steps
+(three networks share them), so that each case is seen as often as in an hour with 160 cases. Prints Dice per class and
+paired tests.
 """
 
 import argparse
@@ -24,10 +25,13 @@ EPOCHS, STEPS, TRAINED = 8, 235, 40
 
 @dataclass(frozen=True)
 class Variant:
-    """What of the plan is changed: options of the augmentation `affine`, and the weight decay."""
+    """What of the plan is changed: options of the augmentation `affine`, the weight decay, and how many networks share
+    the steps.
+    """
 
     affine: Mapping[str, float] = field(default_factory=dict)
     weight_decay: float | None = None
+    members: int = 1
 
 
 NARROW = {"degrees": 15.0, "scale_low": 0.85, "scale_high": 1.2}
@@ -36,6 +40,7 @@ VARIANTS = {
     "p 0.6, decay 0.01": Variant({"p": 0.6}, 0.01),
     "p 0.2, decay 0.5": Variant({"p": 0.2}, 0.5),
     "p 0.2 and narrow, decay 0.01": Variant({"p": 0.2, **NARROW}, 0.01),
+    "three networks of 627 steps": Variant({"p": 0.2}, 0.01, members=3),
 }
 
 
@@ -61,11 +66,13 @@ def planned(variant: Variant, dataset: Path, out: Path):
     plan = medseg.load_plan(file)
     spatial, *rest = plan.training.augment
     decay = plan.training.optimizer.options | {"weight_decay": variant.weight_decay}
+    epochs, size = (EPOCHS, STEPS) if variant.members == 1 else (3, round(EPOCHS * STEPS / variant.members / 3))
     training = replace(
         plan.training,
-        epochs=EPOCHS,
-        steps_per_epoch=STEPS,
-        ema=round(1 - 50 / (EPOCHS * STEPS), 4),
+        epochs=epochs,
+        steps_per_epoch=size,
+        ema=round(1 - 50 / (epochs * size), 4),
+        members=variant.members,
         augment=(replace(spatial, options={**spatial.options, **variant.affine}), *rest),
         optimizer=replace(plan.training.optimizer, options=decay),
     )

@@ -55,7 +55,7 @@ def export_model(
     out
         File to write: .pt2 for torch.export.load, or .onnx (needs medseg[export]).
     folds
-        Members whose mean is written, by default all.
+        Folds whose networks' mean is written, by default all.
     batch
         Number of images per call; by default any.
     trust

@@ -52,7 +52,7 @@ def predict(
     out
         Folder for label maps and report.json.
     folds
-        Members of the ensemble, fold numbers or "all" for the network trained on every case; by default every member.
+        Folds whose networks predict, numbers or "all" for what was trained on every case; by default all there are.
     tta
         Average over mirrored scans, along the axes the plan allows.
     overlap

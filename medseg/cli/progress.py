@@ -61,6 +61,8 @@ def _draw_bars(bars: Progress) -> Report:
 
     def report(step: Step) -> None:
         if step.stage not in tasks:
+            for task in bars.tasks:
+                bars.update(task.id, visible=not task.finished)
             tasks[step.stage] = bars.add_task(step.stage, total=step.total, values="")
         bars.update(tasks[step.stage], completed=step.done, total=step.total, values=_values(step))
 

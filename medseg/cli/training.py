@@ -60,12 +60,12 @@ def plan(
     ram
         Main memory that prediction may take, GiB.
     hours
-        Time to train one fold on the device; a training step is measured to keep it.
+        Time to train one fold on the device, with all its networks; a training step is measured to keep it.
     preset
         Family of networks: "unet", "resenc" (residual encoder), or a backbone that `medseg networks` lists.
     option
         name=value of the network, or head.name=value, loss.<loss>.name=value; loss.<loss>=weight adds a loss or weighs
-        it, 0 leaves it out; repeat for more.
+        it, 0 leaves it out; members=3 trains three networks per fold; repeat for more.
     head
         A head beside those that the data call for; "heatmap" takes the place of "dsnt"; repeat for more.
     """
@@ -108,7 +108,7 @@ def train(
     out
         Run folder; the model is its subfolder bundle.
     fold
-        "cv" (all folds), "all" (one network on every case), or fold numbers from 0.
+        "cv" (all folds), "all" (every case at once), or fold numbers from 0.
     tensorboard
         Also write every epoch's metrics for TensorBoard (extra "track").
     teacher

@@ -12,7 +12,8 @@ class TermWeights(nn.Module):
     """One log variance s per term: a sum of exp(-s) * term + s / 2 (Kendall 2018).
 
     All start at 0, where the sum is that of the terms. A term that stays at L ends at the weight 1 / (2 L), so that
-    terms of any unit count alike; what the plan weighs them by is then without effect. Terms are errors, from 0 on.
+    terms of any unit count alike; what the plan weighs them by is then without effect. Terms are errors, from 0 on;
+    `lowest` is the smallest of the last call.
 
     >>> import torch
     >>> TermWeights(2)([torch.tensor(0.25), torch.tensor(3.0)]).item()
@@ -22,10 +23,12 @@ class TermWeights(nn.Module):
     def __init__(self, terms: int) -> None:
         super().__init__()
         self.log_variances = nn.Parameter(torch.zeros(terms))
+        self.lowest: Tensor | None = None
 
     def forward(self, terms: Sequence[Tensor]) -> Tensor:
-        s = self.log_variances
-        return (torch.stack(list(terms)) * torch.exp(-s) + s / 2).sum()
+        s, errors = self.log_variances, torch.stack(list(terms))
+        self.lowest = errors.detach().min()
+        return (errors * torch.exp(-s) + s / 2).sum()
 
     @torch.no_grad()
     def hold(self) -> None:

@@ -53,7 +53,7 @@ def exported(
         raise PlanError(
             f"an ensemble of networks with {', '.join(outputs)} is no one program",
             where="network.heads",
-            hint="export one fold",
+            hint="export one fold of a model whose plan has one network per fold",
         )
     free = {"image": {0: Dim("batch")}} if batch is None else None
     try:

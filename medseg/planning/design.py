@@ -243,7 +243,7 @@ def _said(fingerprint: Fingerprint, family: Preset, wishes: Wishes) -> str:
     elif raters > 1:
         said += [f"{raters} raters count as one; --option attention=rater_code learns a code for each"]
     count = _members(wishes.options, family.members)
-    said += [f"{count} networks per fold, which share its time and predict together"] if count > 1 else []
+    said += [f"{count} networks per fold, which predict together"] if count > 1 else []
     critic = wishes.options.get(_CRITIC)
     said += [f"the critic {critic} learns beside the network"] if critic is not None else []
     return ", ".join(said)

@@ -48,7 +48,9 @@ def make_plans(
         raise BudgetError("hours need a measured step", where="hours", hint="give seconds_of, or leave hours out")
     family = design(fingerprint, preset, wishes)
     means = Means(estimate or _estimate_step, seconds_of)
-    found, failed = fit_all(fingerprint, _of_one(budget, family.value.members), family.value, means)
+    members = family.value.members
+    found, failed = fit_all(fingerprint, _of_one(budget, members), family.value, means)
+    failed = {config: _of_all(error, members) for config, error in failed.items()}
     plans: list[Plan] = []
     for config, (fit, fitted) in found.items():
         plan = _assemble(fingerprint, budget, config, fit=fit, found=fitted, lowres="3d_lowres" in found)
@@ -67,6 +69,14 @@ def make_plans(
 def _of_one(budget: Budget, members: int) -> Budget:
     """The budget of one of so many networks that share the time of a fold."""
     return budget if budget.hours is None else replace(budget, hours=budget.hours / members)
+
+
+def _of_all(error: str | Shortage, members: int) -> str | Shortage:
+    """What is short for one of so many networks, as the hours that all of them need."""
+    if isinstance(error, str) or error.unit != "hours" or members == 1:
+        return error
+    what = f"{error.what} for each of {members} networks"
+    return Shortage(what, where=error.where or "hours", need=error.need * members, unit="hours")
 
 
 def _said_of_members(budget: Budget, members: int) -> dict[str, str]:

@@ -61,11 +61,15 @@ _SHORT = (
 
 @dataclass(frozen=True, eq=False)
 class EpochEnd:
-    """What a hook sees after an epoch (0, 1, ...): the row of metrics.jsonl, and the network that would be kept."""
+    """What a hook sees after an epoch (0, 1, ...): the row of metrics.jsonl, and the network that would be kept.
+
+    `folder` is the network's: `fold_0`, or `fold_0/member_1` where the plan has several networks per fold.
+    """
 
     epoch: int
     metrics: Mapping[str, float]
     network: nn.Module
+    folder: Path
 
 
 Hook = Callable[[EpochEnd], object]
@@ -195,7 +199,7 @@ def _one_step(session: Session, position: Position, batch: Batch) -> Position:
         raise TrainingError(
             f"stopped at step {position.step}: {error.what}",
             where=session.folder,
-            hint=f"{note}lower the learning rate, or train in fp32",
+            hint=note + (error.hint or "lower the learning rate, or train in fp32"),
         ) from error
     if session.average is not None and training.ema is not None:
         update_average(session.average, session.network, training.ema, position.step)
@@ -260,7 +264,7 @@ def _call(session: Session, position: Position, hooks: Sequence[Hook], row: Mapp
         return position
     with averaged(session.network, session.average):
         session.network.eval()
-        answers = [hook(EpochEnd(position.epochs - 1, row, session.network)) for hook in hooks]
+        answers = [hook(EpochEnd(position.epochs - 1, row, session.network, session.folder)) for hook in hooks]
     return replace(position, total=position.step) if "stop" in answers else position
 
 

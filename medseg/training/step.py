@@ -21,6 +21,7 @@ from medseg.types.plan import Precision
 from medseg.types.tensors import Batch, NetworkOutput
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_NEGATIVE = -0.01  # rounding leaves overlaps a little above 1
 _SMALLEST_SCALE = 2.0**-14  # fp16 gradients that overflow even at this scale will not recover
 
 
@@ -69,8 +70,9 @@ def train_step(
         total, terms["adversary"] = total + opponent.weight * verdict, float(verdict.detach())
     logits = None if opponent is None else output.logits[0].detach()
     del output
-    if balance is not None and min(terms.values()) < 0:
-        raise TrainingError(f"a term is negative, and no weight can be learnt for it: {_listed(terms)}")
+    if balance is not None and balance.weights.lowest is not None and float(balance.weights.lowest) < _NEGATIVE:
+        what = f"a term is negative, and no weight can be learnt for it: {_listed(terms)}"
+        raise TrainingError(what, hint='use the weighting "fixed", or a loss that is never below 0')
     size = float(total.detach())
     if not math.isfinite(size):
         raise TrainingError(f"the loss is not finite: {_listed(terms)}")

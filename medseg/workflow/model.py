@@ -36,7 +36,7 @@ from medseg.workflow.devices import resolve_device, resolve_precision
 class PredictOptions:
     """How to predict; the defaults follow the plan.
 
-    `folds`: members to use, None for all. `tta`: False leaves out the mirrored averaging that the plan asks for.
+    `folds`: whose networks predict, None for all. `tta`: False leaves out the plan's mirrored averaging.
     `overlap`: of windows, instead of the plan's. `format`: file types of label maps, by default that of the input
     (NIfTI for DICOM and TIFF). `seg_kind`: how a DICOM SEG stores its segments. `resume`: keep the results of an
     earlier run with the same bundle and options. `clean`: apply the plan's cleaning steps. `trust`: modules of foreign

@@ -189,6 +189,7 @@ def _facts(
         ("network", f"{network.use}, {network.topology.ndim}D, channels {list(network.topology.channels)}"),
         ("patch (z, y, x), batch", f"{list(plan.sampling.patch)}, {plan.sampling.batch}"),
         ("training", f"{training.epochs} epochs of {training.steps_per_epoch} steps at most, seed {training.seed}"),
+        *([("networks per fold", str(training.members))] if training.members > 1 else []),
         ("cleaning", ", ".join(step.use for step in plan.postprocess) or "none"),
     )
 

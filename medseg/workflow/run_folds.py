@@ -1,4 +1,4 @@
-"""The folds of a run folder: dealt once, kept, and checked against the data set at every call."""
+"""The folds of a run folder and their networks: dealt once, kept, and checked against the data set at every call."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,17 +65,17 @@ def run_raters(dataset: Dataset, plan: Plan, out: Path) -> dict[str, str]:
     Raises DatasetError where cases that were there at an earlier call have changed hands: networks of one run would
     mean different people by one code.
     """
-    now = {case.id: case.rater for case in dataset.cases if case.rater is not None}
+    known = {case.id: case.rater for case in dataset.cases if case.rater is not None}
     if not plan.raters:
-        return now
-    path = out / "raters.json"
+        return known
+    path, now = out / "raters.json", {case.id: case.rater or "" for case in dataset.cases}
     before = read_record(path, dict[str, str]) if path.exists() else {}
-    changed = sorted(case for case in before if now.get(case) != before[case])
+    changed = sorted(case for case in now.keys() & before.keys() if now[case] != before[case])
     if changed:
         what = f"{len(changed)} cases had other raters when this run began: {', '.join(changed[:5])}"
         raise DatasetError(what, where=path, hint="train into another output folder")
-    write_record(now, path)
-    return now
+    write_record({**before, **now}, path)
+    return known
 
 
 def say_absent_raters(plan: Plan, raters: Mapping[str, str], fold: Fold, train: Sequence[str]) -> None:

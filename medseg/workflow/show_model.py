@@ -93,12 +93,13 @@ def format_card(card: ModelCard) -> str:
         f"channels: {', '.join(plan.channels)}",
         "labels: " + (", ".join(f"{item.written} {item.name}" for item in plan.labels.items) or "none"),
         *([f"landmarks: {', '.join(plan.landmarks)}"] if plan.landmarks else []),
+        *([f"raters: {', '.join(plan.raters)}"] if plan.raters else []),
         f"made with medseg {card.medseg}, torch {card.torch}",
         f"bundle sha256 {card.bundle_sha256}",
     ]
     for member in card.members:
         what = f"{member.tensors} tensors, {member.parameters} numbers, {member.bytes} bytes"
-        lines.append(f"member {member.fold}: {what}, sha256 {member.sha256} verified")
+        lines.append(f"member {member.fold}, {member.file}: {what}, sha256 {member.sha256} verified")
     lines.append(f"{len(card.files)} files verified, {sum(card.files.values())} bytes")
     dice = card.scores.get("mean_dice")
     if isinstance(dice, float):

@@ -93,14 +93,13 @@ def train(
 ) -> ModelBundle:
     """Train the folds of a plan on a dataset folder into the run folder `out`; returns the bundle `out`/bundle.
 
-    `folds`: "cv" for all of the cross-validation, "all" for one network on all cases, or numbers. Finished folds are
-    not trained again; the bundle holds every fold that is finished, also of earlier calls, with all the networks
-    that the plan has per fold. Cleaning is chosen from
-    out-of-fold predictions only. An interrupted call goes on where it stopped when called again. Calls for different
-    folds may run side by side; for the same fold the second is refused. A case that cannot be validated is logged and
-    listed in the scores as `failed`. `track` also writes every fold's metrics for TensorBoard, into
-    `out`/fold_<k>/tensorboard. `teacher` is the bundle that the loss "distillation" learns from; its memory is not part
-    of the plan's budget.
+    `folds`: "cv" for all of the cross-validation, "all" for all cases at once, or numbers. Finished folds are not
+    trained again; the bundle holds every fold that is finished, also of earlier calls, with all the networks that the
+    plan has per fold. Cleaning is chosen from out-of-fold predictions only. An interrupted call goes on where it
+    stopped when called again. Calls for different folds may run side by side; for the same fold the second is refused.
+    A case that cannot be validated is logged and listed in the scores as `failed`. `track` also writes the metrics of
+    every network for TensorBoard, into a folder tensorboard beside its weights. `teacher` is the bundle that the loss
+    "distillation" learns from; its memory is not part of the plan's budget.
     Raises PlanError, DatasetError, TrainingError, or Interrupted after SIGTERM or Ctrl-C.
     """
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
@@ -117,10 +116,10 @@ def train(
     with locked(out, doing="preparing", wait=True):
         _keep_plan(plan, out)
         splits = run_splits(data, out, folds)
-        raters = run_raters(data, plan, out)
         wanted = wanted_folds(folds, splits, out)
         _sweep_caches(out)
         cache = prepare(plan, data, out, workers=workers, report=report)
+        raters = run_raters(data, plan, out)
     loaders = workers if workers is not None else _loaders(where)
     dealt = record_sha256(splits) if splits else None
     taught = {} if guide is None else {fold: unseen_member(guide, fold, dealt) for fold in [*range(len(splits)), "all"]}

@@ -103,6 +103,12 @@ def test_networks_of_one_fold_share_its_hours():
     assert three.origin.budget.hours == 0.9
     assert three.network == one.network and three.training.epochs == one.training.epochs
     assert "18 min each" in three.reasons["training.members"] and "training.members" not in one.reasons
+    with pytest.raises(BudgetError) as alone:
+        plans(HIPPOCAMPUS, Budget(8.0, hours=1e-4), seconds_of=voxel_seconds)
+    with pytest.raises(BudgetError, match="for each of 3 networks") as together:
+        plans(HIPPOCAMPUS, Budget(8.0, hours=3e-4), **many)
+    one_h, all_h = (float(caught.value.hint.split()[-2]) for caught in (alone, together))
+    assert all_h == pytest.approx(3 * one_h, rel=1e-3)
     for wrong in (0, 1.5, True, "two"):
         with pytest.raises(PlanError, match="networks"):
             plans(HIPPOCAMPUS, Budget(8.0), wishes=Wishes({"members": wrong}))

@@ -123,6 +123,8 @@ def test_learnt_weights_are_updated_beside_the_network():
 
 def test_no_weight_is_learnt_for_a_negative_term():
     network, _ = network_of(2)
+    balance, loss = two_terms((0.1, -0.001))
+    step(network, batch_of(2, 8), loss, torch.optim.SGD(network.parameters(), lr=0.1), balance=balance)
     balance, loss = two_terms((0.1, -1.0))
     with pytest.raises(TrainingError, match="negative"):
         step(network, batch_of(2, 8), loss, torch.optim.SGD(network.parameters(), lr=0.1), balance=balance)

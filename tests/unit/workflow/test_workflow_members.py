@@ -61,7 +61,9 @@ def test_they_are_validated_by_their_mean(pictures, three):
     networks = load_members(bundle, device=CPU, folds=["1"])
     assert len(networks) == 3
     options = PredictOptions(clean=False)
-    for path in sorted((three / "fold_1" / "validation").glob("*.nii.gz")):
+    paths = sorted((three / "fold_1" / "validation").glob("*.nii.gz"))
+    assert len(paths) == 2
+    for path in paths:
         image = read_image([pictures / "imagesTr" / f"{path.name[:-7]}_0000.png"], channels=("MRI",))
 
         def mean(window):
@@ -76,8 +78,10 @@ def test_they_are_validated_by_their_mean(pictures, three):
 
 def test_every_network_has_its_curves_and_stages(pictures, three, tmp_path):
     assert [picture.title for picture in read_curves(three)] == ["fold 1", "fold 1, member 1", "fold 1, member 2"]
-    stages = []
-    train(flat_plan(2, epochs=1), pictures, tmp_path, folds=0, device="cpu", report=lambda p: stages.append(p.stage))
+    stages, ends = [], []
+    watch = {"report": lambda p: stages.append(p.stage), "hooks": [lambda end: ends.append(end.folder)]}
+    train(flat_plan(2, epochs=1), pictures, tmp_path, folds=0, device="cpu", **watch)
+    assert ends == [tmp_path / "fold_0", tmp_path / "fold_0" / "member_1"]
     seen = [stage for stage in dict.fromkeys(stages) if stage.startswith("train")]
     assert seen == ["train fold_0", "train fold_0 member_1"]
 

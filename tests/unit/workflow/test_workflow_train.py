@@ -18,12 +18,12 @@ from medseg.io.datasets import read_dataset
 from medseg.io.images import read_labels
 from medseg.io.records import read_record
 from medseg.training.lock import locked
-from medseg.types.dataset import Split
+from medseg.types.dataset import Case, Dataset, Split
 from medseg.types.plan import Inference, LossTerm, Step
 from medseg.workflow import devices, validate_fold
 from medseg.workflow.devices import resolve_device, resolve_precision
 from medseg.workflow.predict import load_model
-from medseg.workflow.run_folds import run_splits
+from medseg.workflow.run_folds import run_raters, run_splits, say_absent_raters
 from medseg.workflow.train import prepare, train
 
 
@@ -361,3 +361,26 @@ def test_regions_that_no_label_map_would_show_are_said_before_training(tmp_path,
     with caplog.at_level(logging.WARNING, "medseg"), pytest.raises(PlanError, match="labels differ"):
         train(flat_plan(), folder, tmp_path / "run", device="cpu")
     assert 'region "core" lies in "disc"' in caplog.text and "larger regions before" in caplog.text
+
+
+def test_raters_of_a_run_stay_and_cases_may_come_and_go(tmp_path):
+    plan = replace(flat_plan(), raters=("A", "B"))
+
+    def data(**raters):
+        cases = tuple(Case(name, (), rater=rater) for name, rater in raters.items())
+        return Dataset("d", tmp_path, ("MRI",), SHELL_AND_CORE, cases)
+
+    assert run_raters(data(a="A", b="B", c=None), plan, tmp_path) == {"a": "A", "b": "B"}
+    assert run_raters(data(a="A", c=None, d="B"), plan, tmp_path) == {"a": "A", "d": "B"}
+    for changed in ({"a": "B"}, {"a": None}, {"c": "A"}, {"b": "A"}, {"d": "A"}):
+        with pytest.raises(DatasetError, match=f"1 cases had other raters.*: {next(iter(changed))}"):
+            run_raters(data(**changed), plan, tmp_path)
+    assert run_raters(data(a="B"), flat_plan(), tmp_path) == {"a": "B"}, "a plan without raters minds nobody"
+
+
+def test_a_fold_without_a_raters_cases_says_so(caplog):
+    plan = replace(flat_plan(), raters=("A", "B"))
+    say_absent_raters(plan, {"a": "A", "b": "B"}, 2, ["a", "b"])
+    assert not caplog.records
+    say_absent_raters(plan, {"a": "A", "b": "B"}, 2, ["a", "c"])
+    assert "fold 2" in caplog.text and "raters B" in caplog.text
