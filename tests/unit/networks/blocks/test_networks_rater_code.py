@@ -105,3 +105,17 @@ def test_codes_are_told_to_losses_and_have_no_decay():
 def test_no_raters_or_no_numbers_are_refused(wrong):
     with pytest.raises(PlanError, match="codes of"):
         RaterCode(4, **wrong)
+
+
+@pytest.mark.parametrize("topology", [FLAT, SOLID], ids=["2d", "3d"])
+def test_without_the_codes_the_rest_computes_the_same(topology):
+    coded = build_network(
+        Network("unet", topology, options={"attention": "rater_code", "rater_code_raters": 3}), channels=1, outputs=2
+    ).eval()
+    plain = build_network(Network("unet", topology), channels=1, outputs=2).eval()
+    named = {name.replace("encoder.1.0.", "encoder.1."): weight for name, weight in coded.state_dict().items()}
+    plain.load_state_dict({name: weight for name, weight in named.items() if name in plain.state_dict()})
+    image = torch.randn(2, 1, *(8,) * topology.ndim)
+    with torch.inference_mode():
+        for raters in (None, torch.tensor([0, 2])):
+            assert torch.equal(coded(image, raters).logits[0], plain(image).logits[0])
