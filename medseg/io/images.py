@@ -1,6 +1,6 @@
 """Read scans and label maps of any format, and write label maps and probabilities."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -45,6 +45,15 @@ def image_stem(path: Path) -> str:
     """
     suffix = _suffix(path)
     return path.name[: -len(suffix)] if suffix else path.stem
+
+
+def is_colour_picture(parts: Mapping[int, Path], channels: int) -> bool:
+    """Whether the one file of a case, its channel 0, is a flat picture with colours for the others (nnU-Net's layout).
+
+    >>> is_colour_picture({0: Path("road_0000.png")}, 3), is_colour_picture({0: Path("brain_0000.nii.gz")}, 2)
+    (True, False)
+    """
+    return channels > 1 and parts.keys() == {0} and _suffix(parts[0]) in _RASTER
 
 
 def is_dicom(path: Path) -> bool:

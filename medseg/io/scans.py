@@ -13,7 +13,7 @@ from medseg.io.dicom_scan import scan_headers, walk
 from medseg.io.dicom_series import Series, group_headers
 from medseg.io.files import file_sha256
 from medseg.io.identifiers import series_id, writable
-from medseg.io.images import image_stem, is_dicom, is_image
+from medseg.io.images import image_stem, is_colour_picture, is_dicom, is_image
 from medseg.types.dataset import Case
 from medseg.types.progress import Report, silent
 
@@ -178,10 +178,10 @@ def _group(scans: list[_Scan], channels: tuple[str, ...], refused: dict[Path, st
             refused[scan.path] = f"channel _{match[2]} is not one of the {count} of the model"
     for (_, stem), found in parts.items():
         missing = [f"_{i:04d} ({channels[i]})" for i in range(count) if i not in found]
-        if missing:
+        if missing and not is_colour_picture({i: scan.path for i, scan in found.items()}, count):
             refused.update({scan.path: f"channel {', '.join(missing)} is missing" for scan in found.values()})
         else:
-            complete.append([replace(found[i], stem=stem) for i in range(count)])
+            complete.append([replace(found[i], stem=stem) for i in sorted(found)])
     return sorted(complete, key=lambda case: case[0].path.absolute())
 
 

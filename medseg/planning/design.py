@@ -12,6 +12,7 @@ import torch
 
 from medseg.errors import PlanError
 from medseg.losses.cross_entropy import balanced_weights
+from medseg.networks.blocks.options import has_rater_code
 from medseg.planning.decisions import Decision
 from medseg.planning.presets import PRESETS, Preset
 from medseg.types.fingerprint import Fingerprint
@@ -102,11 +103,6 @@ def design(fingerprint: Fingerprint, preset: str, wishes: Wishes) -> Decision[Pr
     weighting = _weighting(wishes.options, family.weighting)
     made = replace(made, weighting=weighting, members=_members(wishes.options, family.members))
     return Decision(_judged(made, critic), _said(fingerprint, family, wishes))
-
-
-def has_rater_code(options: Options) -> bool:
-    """Whether a network of these options learns who annotated."""
-    return "rater_code" in str(options.get("attention", "none")).split("+")
 
 
 def _of_raters(fingerprint: Fingerprint, coded: bool) -> Options:

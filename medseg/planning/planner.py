@@ -8,10 +8,11 @@ from typing import Any
 import medseg
 from medseg.errors import BudgetError, MedsegError, PlanError
 from medseg.io.records import record_sha256
+from medseg.networks.blocks.options import has_rater_code
 from medseg.planning import decisions, presets
 from medseg.planning.configurations import Config, Means, fit_all, training
 from medseg.planning.decisions import Decision, SpacingMm
-from medseg.planning.design import Wishes, design, has_rater_code
+from medseg.planning.design import Wishes, design
 from medseg.planning.fit import GIB, Estimate, Fit, Fitted, SecondsOf, Shortage, Total
 from medseg.planning.mirroring import mirroring
 from medseg.planning.whole import terms, whole_spacing

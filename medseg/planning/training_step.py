@@ -10,6 +10,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from medseg.losses.build import Loss, build_loss, errors_of
 from medseg.losses.term_weights import TermWeights
+from medseg.networks.blocks.options import has_rater_code
 from medseg.networks.build import HeadedNetwork, arrange, build_network
 from medseg.networks.critics import build_critic, judge
 from medseg.types.geometry import Size3
@@ -101,8 +102,7 @@ def random_batch(job: Job, device: torch.device) -> Batch:
     teacher = torch.randn(job.batch, job.outputs, *size, device=device) if taught else None
     mixes = any(step.use == "mixup" for step in job.training.augment)
     mixed = Mixed(target.clone(), torch.rand(job.batch, device=device)) if mixes else None
-    told = "rater_code" in str(job.network.options.get("attention", "none")).split("+")
-    raters = torch.zeros(job.batch, dtype=torch.int64, device=device) if told else None
+    raters = torch.zeros(job.batch, dtype=torch.int64, device=device) if has_rater_code(job.network.options) else None
     return Batch(image, target, points, spacing, teacher=teacher, mixed=mixed, raters=raters)
 
 

@@ -140,7 +140,8 @@ def _only(array: np.ndarray, group: Sequence[Label], labels: Labels) -> np.ndarr
     table = np.zeros(np.iinfo(array.dtype).max + 1, array.dtype)
     for label in group:
         for value in voxel_values(label):
-            table[value] = 1 if labels.are_regions() else value
+            if value < len(table):  # a region's values may be too large for a map of what is written for it
+                table[value] = 1 if labels.are_regions() else value
     everything = len(group) == len(labels.items) and not labels.are_regions()
     return array if everything else table[array]
 

@@ -246,7 +246,8 @@ def _counts(labels: LabelMap) -> dict[str, int]:
     counts = np.zeros(np.iinfo(labels.array.dtype).max + 1, np.int64)
     for plane in labels.array:
         counts += np.bincount(plane.ravel(), minlength=len(counts))
-    return {item.name: int(counts[list(voxel_values(item))].sum()) for item in labels.labels.items}
+    rows = {item.name: [value for value in voxel_values(item) if value < len(counts)] for item in labels.labels.items}
+    return {name: int(counts[row].sum()) for name, row in rows.items()}
 
 
 def _from_array(array: np.ndarray, spacing: Sequence[float] | None, plan: Plan) -> Image:

@@ -1,6 +1,6 @@
 """Options of single blocks, which every backbone takes that lets a plan choose blocks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from medseg.errors import PlanError
@@ -57,3 +57,12 @@ def check_options(options: BlockOptions) -> None:
         if not good or not all(good):
             hint = "give a number above 0, up to 1" if name in _SHARES else "give whole numbers from 1"
             raise PlanError(f"{name} is {value}", where=f"network.options.{name}", hint=hint)
+
+
+def has_rater_code(network: Mapping[str, object]) -> bool:
+    """Whether a network of these options learns who annotated.
+
+    >>> has_rater_code({"attention": "se+rater_code"}), has_rater_code({})
+    (True, False)
+    """
+    return "rater_code" in str(network.get("attention", "none")).split("+")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image as Picture
 from pydicom.dataset import Dataset as DicomDataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
@@ -292,6 +293,22 @@ def test_channels_are_joined_and_incomplete_cases_refused(tmp_path):
     assert {case.id: len(case.images) for case in cases} == {"all": 1, "x": 2, "z": 2}
     assert {path.name for path in refused} == {"y_0000.mha", "z_0002.mha"}
     assert "T2" in refused[tmp_path / "y_0000.mha"]
+
+
+def test_one_picture_holds_the_colours_of_its_case(tmp_path):
+    """As nnU-Net lays out 2D RGB images: three channels, one file ending in _0000."""
+    colours = {"0": "R", "1": "G", "2": "B"}
+    folder = describe(tmp_path / "d", channel_names=colours, labels={"background": 0, "road": 1}, file_ending=".png")
+    rgb = np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8)
+    for name, array in (("imagesTr/a_0000.png", rgb), ("labelsTr/a.png", (rgb[..., 0] > 99).astype(np.uint8))):
+        (folder / name).parent.mkdir(exist_ok=True)
+        Picture.fromarray(array).save(folder / name)
+    (case,) = read_dataset(folder).cases
+    assert case.images == (folder / "imagesTr/a_0000.png",)
+    found, refused = find_cases([folder / "imagesTr"], ("R", "G", "B"))
+    assert [one.id for one in found] == ["a"] and not refused
+    image = read_image(found[0].images, channels=("R", "G", "B"))
+    np.testing.assert_array_equal(image.array[:, 0], np.moveaxis(rgb, -1, 0))
 
 
 def test_empty_folder_is_refused(tmp_path):
