@@ -28,8 +28,12 @@ def case_table(folder: Path, key: str, stated: Table, faults: list[Fault]) -> Ta
     if not rows or not {"case", key} <= set(rows[0]):
         faults.append(error(f"has no columns case and {key}", "name them in the first line", file=path.name))
         return {}
-    pairs = [((row["case"] or "").strip(), (row[key] or "").strip()) for row in rows]
-    return {case: text for case, text in pairs if case and text}
+    table: dict[str, str] = {}
+    for row in rows:
+        case, text = (row["case"] or "").strip(), (row[key] or "").strip()
+        if case and text and table.setdefault(case, text) != text:
+            faults.append(error(f"is listed with two {key}s", "keep one of the lines", case=case, file=path.name))
+    return table
 
 
 def say_gaps(table: Table, key: str, without: str, ids: Sequence[str], faults: list[Fault]) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 from medseg.errors import MedsegError
 from medseg.io.label_names import read_snap_labels
+from medseg.io.plain_json import once
 from medseg.io.regions import region_faults
 from medseg.types.dataset import Fault, Split
 from medseg.types.labels import Label, Labels
 
 FILE_NAME = "dataset.json"
-_SEE = "see the nnU-Net v2 or the Decathlon description of dataset.json"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def warning(what: str, fix: str, *, case: str = "", file: str = FILE_NAME) -> Fa
 def read_json(path: Path) -> tuple[Any, list[Fault]]:
     """A JSON file, or None and the fault that says why not."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig")), []
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once), []
     except (OSError, UnicodeDecodeError) as problem:
         reason = getattr(problem, "strerror", None) or "not UTF-8 text"
         return None, [error(f"cannot be read ({reason})", "restore the file", file=path.name)]
@@ -61,7 +61,7 @@ def read_header(folder: Path) -> tuple[Header | None, tuple[Fault, ...]]:
     """Everything `folder/dataset.json` says and every fault in it; None where no channel or label table can be had."""
     content, faults = read_json(folder / FILE_NAME)
     if not faults and not isinstance(content, dict):
-        faults = [error("holds no JSON object", _SEE)]
+        faults = [error("holds no JSON object", "see the nnU-Net v2 or the Decathlon description of dataset.json")]
     if faults:
         return None, tuple(faults)
     channels = _channels(content, faults)

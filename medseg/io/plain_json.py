@@ -22,19 +22,20 @@ def read_json(path: Path) -> Any:
 def parse_json(text: bytes, *, where: Path) -> Any:
     """The value of UTF-8 text. Raises BundleError for text that is no JSON, NaN, infinity, doubled keys and depth."""
     try:
-        return json.loads(
-            text.decode("utf-8-sig"), object_pairs_hook=_once, parse_float=_finite, parse_constant=_finite
-        )
+        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=once, parse_float=_finite, parse_constant=_finite)
     except RecursionError as error:
         raise BundleError("is nested too deeply", where=where, hint=_HINT) from error
     except ValueError as error:
         raise BundleError(f"is no JSON that can be used ({error})", where=where, hint=_HINT) from error
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is there twice")
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The table of an object's pairs, for `json.loads`; raises ValueError for a key that is there twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f'the key "{key[:60]}" is there twice')
+        found[key] = value
     return found
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float64, Shaped
+from jaxtyping import Float64, Int64, Shaped
 from scipy.ndimage import find_objects
 
 from medseg.errors import GeometryError
@@ -18,11 +18,12 @@ from medseg.types.plan import Step
 from medseg.types.progress import Progress, Report, silent
 
 MIN_GAIN = 1e-4  # in mean Dice; less is chance
+FILL = Step("fill_holes")
 CANDIDATES = (
     Step("drop_small", {"min_fraction": 0.3333}),
     *(Step("drop_small", {"min_mm3": size}) for size in (10.0, 30.0, 100.0, 300.0, 1000.0)),
     Step("keep_largest"),
-    Step("fill_holes"),
+    FILL,
 )
 Pair = tuple[LabelMap, LabelMap]
 
@@ -44,8 +45,9 @@ def choose_cleaning(
     counts 1 if the prediction has none either and 0 if it has, so that removing false positives counts; but the mean
     over the cases that have the class must not fall either, or removing everything would win. Ignored voxels count
     nowhere. A gain below 0.0001 is none; of equal steps the first of `CANDIDATES` wins. Filling comes first: each
-    class is then treated exactly as it was measured. Regions overlap, so that steps would change each other's gain:
-    only the best one is taken. Raises GeometryError if the grids of a pair differ.
+    class is then treated as it was measured, but for background that two filled classes enclose, one within the other.
+    Regions overlap, so that steps would change each other's gain: only the best one is taken. Raises GeometryError if
+    the grids of a pair differ.
     """
     rows: list[np.ndarray] = []
     present: list[np.ndarray] = []
@@ -107,9 +109,25 @@ def _case(prediction: LabelMap, reference: LabelMap) -> Float64[np.ndarray, "s k
             rows.append(np.stack(each))
             continue
         row = plain.copy()
-        np.fill_diagonal(row, _dice(clean(prediction, [step]), reference))
+        cleaned = _filled(prediction, reference) if step is FILL else _dice(clean(prediction, [step]), reference)
+        np.fill_diagonal(row, cleaned)
         rows.append(row)
     return np.stack(rows)
+
+
+def _filled(prediction: LabelMap, reference: LabelMap) -> Float64[np.ndarray, " k"]:
+    """Dice of each class if it alone is filled, since together inner classes would take holes of outer ones.
+
+    Filling takes background, so that the Dice of all other classes stays.
+    """
+    both, size = _overlap(prediction, reference)
+    for index, item in enumerate(reference.labels.items):
+        filled = clean(prediction, [_only(FILL, [item.name])])
+        taken = reference.array[filled.array != prediction.array]
+        taken = taken if reference.labels.ignore is None else taken[taken != reference.labels.ignore]
+        both[index] += (taken == item.values[0]).sum()
+        size[index] += len(taken)
+    return _ratio(both, size)
 
 
 def _presence(reference: LabelMap) -> np.ndarray:
@@ -136,6 +154,15 @@ def _foreground(prediction: LabelMap, reference: LabelMap) -> Pair:
 
 def _dice(prediction: LabelMap, reference: LabelMap) -> Float64[np.ndarray, " k"]:
     """Dice per class; 1 where both are empty, 0 where only the prediction is not."""
+    return _ratio(*_overlap(prediction, reference))
+
+
+def _ratio(both: Int64[np.ndarray, " k"], size: Int64[np.ndarray, " k"]) -> Float64[np.ndarray, " k"]:
+    return np.where(size > 0, 2 * both / np.maximum(size, 1), 1.0)
+
+
+def _overlap(prediction: LabelMap, reference: LabelMap) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
+    """Voxels per class that both maps have, and the sum of what each has; ignored voxels count in neither."""
     labels, by_name = reference.labels, {item.name: item for item in prediction.labels.items}
     own = [by_name.get(item.name, item) for item in labels.items]  # which may be written as other values
     made, truth = prediction.array, reference.array
@@ -152,7 +179,7 @@ def _dice(prediction: LabelMap, reference: LabelMap) -> Float64[np.ndarray, " k"
         r = _numbered(truth, [item.values[0] for item in labels.items])
         both = np.bincount(p[p == r], minlength=count)[1:]
         size = (np.bincount(p.ravel(), minlength=count) + np.bincount(r.ravel(), minlength=count))[1:]
-    return np.where(size > 0, 2 * both / np.maximum(size, 1), 1.0)
+    return both, size
 
 
 def _numbered(array: Shaped[np.ndarray, "z y x"], values: Sequence[int]) -> Shaped[np.ndarray, "z y x"]:

@@ -59,8 +59,9 @@ class Labels:
         bad = [item.name for item in self.items if not item.values or min(item.values) < 1 or item.written < 1]
         if bad:
             raise PlanError(f"values of {bad} must be 1 or more", where="labels.items", hint="0 is background")
-        if self.ignore is not None and self.ignore in self.known():
-            raise PlanError(f"ignore value {self.ignore} is also a class", where="labels.ignore", hint="use another")
+        if self.ignore is not None and self.ignore in {0, *self.known()}:
+            taken = "also a class" if self.ignore else "background"
+            raise PlanError(f"ignore value {self.ignore} is {taken}", where="labels.ignore", hint="use another")
 
     def are_regions(self) -> bool:
         """Whether classes may overlap, so that each has its own sigmoid."""

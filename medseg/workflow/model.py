@@ -97,7 +97,8 @@ class Model:
         An array is (z, y, x), (y, x) or, with several channels, (c, z, y, x), in scanner units, its axes x, y, z
         running to the patient's left, back and head; `spacing` is then needed, (z, y, x) or (y, x) in mm. Arrays
         stored otherwise (nibabel gives (x, y, z), mostly to the right or left, front and head) must be transposed and
-        flipped first, or read by giving the path. Raises MedsegError for scans that cannot be used.
+        flipped first, or read by giving the path. For a path `spacing`, (y, x) in mm, is that of a flat image or an
+        ultrasound file that states none. Raises MedsegError for scans that cannot be used.
         """
         image, case_id = self._image(scan, spacing)
         return predict_image(
@@ -106,10 +107,13 @@ class Model:
 
     def _image(self, scan: Path | str | Image | np.ndarray, spacing: Sequence[float] | None) -> tuple[Image, str]:
         if isinstance(scan, Image):
+            if spacing is not None:
+                raise ImageError("an Image has a spacing", where="spacing", hint="leave it out, or change its geometry")
             return scan, "scan"
         if isinstance(scan, np.ndarray):
             return _from_array(scan, spacing, self.bundle.plan), "array"
         path, channels = Path(scan), self.bundle.plan.channels
+        flat = self.options.spacing_mm if spacing is None else _in_plane(spacing)
         with unpacked(path) as opened:
             cases, refused = find_cases([opened], channels)
             if len(cases) != 1:
@@ -117,7 +121,8 @@ class Model:
                 what = f"holds {len(cases)} scans" if cases else f"holds no scan ({reasons})"
                 raise DatasetError(what, where=path, hint="give one scan, or predict a folder with predict_folder")
             (case,) = cases
-            return read_image(case.images, channels=channels, files=case.files, volumes=case.volumes), case.id
+            image = read_image(case.images, channels=channels, files=case.files, volumes=case.volumes, spacing_mm=flat)
+            return image, case.id
 
 
 def load_model(
@@ -248,6 +253,13 @@ def _counts(labels: LabelMap) -> dict[str, int]:
         counts += np.bincount(plane.ravel(), minlength=len(counts))
     rows = {item.name: [value for value in voxel_values(item) if value < len(counts)] for item in labels.labels.items}
     return {name: int(counts[row].sum()) for name, row in rows.items()}
+
+
+def _in_plane(spacing: Sequence[float]) -> tuple[float, float]:
+    if len(spacing) != 2 or not min(spacing) > 0:
+        hint = "give (y, x) in mm for a flat image; files of volumes state their own"
+        raise ImageError(f"{list(spacing)} is no spacing of a file", where="spacing", hint=hint)
+    return float(spacing[0]), float(spacing[1])
 
 
 def _from_array(array: np.ndarray, spacing: Sequence[float] | None, plan: Plan) -> Image:

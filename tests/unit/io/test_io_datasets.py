@@ -176,6 +176,10 @@ def test_groups_from_json_or_csv_and_splits_from_a_file(tmp_path):
     notes = faults_of(folder, "warning")
     assert any("zz" in note for note in notes)
     assert any("no group" in note for note in notes)
+    (folder / "groups.csv").write_text("case,group\na,q\nb,r\na,q\nb,s\n")
+    assert [fault for fault in faults_of(folder, "error") if "two groups" in fault] == [
+        "b groups.csv is listed with two groups"
+    ]
     (folder / "groups.csv").write_text("name;patient\na;q\n")
     (folder / "splits_final.json").write_text('{"train": ["a"]}')
     wrong = faults_of(folder, "error")
@@ -244,7 +248,12 @@ def test_image_beyond_num_training_is_only_left_out(tmp_path):
         ('{"channel_names": {"0": "CT"}, "labels": {"background": 0}}', "unique names"),
         ('{"channel_names": {"0": "CT"}, "labels": {"a": [0, 1]}}', "background value"),
         ('{"channel_names": {"0": "CT"}, "labels": {"a": 1, "ignore": 1}}', "ignore"),
+        (
+            '{"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1, "ignore": 0}}',
+            "ignore value 0 is background",
+        ),
         ('{"channel_names": {"0": "CT"}, "labels": {"0": "x", "1": "a", "2": "a"}}', "twice"),
+        ('{"channel_names": {"0": "CT"}, "labels": {"a": 1, "b": 2, "a": 3}}', 'key "a" is there twice'),
     ],
 )
 def test_bad_description_is_a_fault_that_says_what(tmp_path, text, word):

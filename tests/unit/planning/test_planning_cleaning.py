@@ -101,6 +101,20 @@ def test_holes_are_filled_where_the_truth_is_solid():
     assert [(step.use, dict(step.options)) for step in decision.value] == [("fill_holes", {"names": ["organ"]})]
 
 
+def test_an_outer_class_is_not_credited_with_what_an_inner_one_would_take():
+    """A wall (1) around a lumen lies in a lesion (2) with holes of its own; the lumen is background in truth."""
+    truth = np.zeros(SHAPE, np.uint8)
+    truth[1:11, 2:20, 2:20] = 2
+    truth[4:8, 6:12, 6:12], truth[5:7, 7:11, 7:11] = 1, 0
+    made = truth.copy()
+    made[5, 15, 15:17] = 0  # two voxels of the lesion are missing, and the lumen has sixteen times as many
+    assert choose_cleaning([(label_map(made), label_map(truth))] * 2).value == ()
+    solid = truth.copy()
+    solid[5:7, 7:11, 7:11] = 1
+    decision = choose_cleaning([(label_map(made), label_map(solid))] * 2)
+    assert [(step.use, step.options["names"]) for step in decision.value] == [("fill_holes", ["organ"])]
+
+
 def test_equal_steps_of_several_classes_are_one_step_and_filling_comes_first():
     truth = organ()
     truth[2:8, 14:20, 2:8] = 2

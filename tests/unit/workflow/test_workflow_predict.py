@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,25 @@ def test_arrays_need_spacing_and_keep_their_shape(bundle, index, spacing):
         model.predict(np.stack([array, array]), spacing=(2.0, 0.5, 0.75))
     with pytest.raises(ImageError, match="NaN"):
         model.predict(np.full((3, 4, 5), np.nan), spacing=(1, 1, 1))
+
+
+def test_the_spacing_of_a_picture_may_be_given_and_is_never_ignored(bundle, tmp_path):
+    array, _ = scan(Geometry((1, 12, 10), (1.0, 1.0, 1.0)))
+    Pillow.fromarray(np.clip(array[0], 0, 255).astype(np.uint8)).save(tmp_path / "a.png")
+    write_nifti(scan(OBLIQUE)[0], OBLIQUE, tmp_path / "b.nii.gz")
+    model = load_model(bundle, "cpu", trust=("my_lab",))
+    assert model.predict(tmp_path / "a.png").labels.geometry.unit == "px"
+    for found in (
+        model.predict(tmp_path / "a.png", spacing=(0.5, 0.75)),
+        replace(model, options=trusted(spacing_mm=(0.5, 0.75))).predict(tmp_path / "a.png"),
+    ):
+        assert (found.labels.geometry.unit, found.labels.geometry.spacing_mm[1:]) == ("mm", (0.5, 0.75))
+    own = model.predict(tmp_path / "b.nii.gz", spacing=(0.1, 0.1))
+    assert own.labels.geometry.spacing_mm == OBLIQUE.spacing_mm
+    assert any("spacing of its own" in warning for warning in own.warnings)
+    for wrong in (tmp_path / "b.nii.gz", Image(array[None], Geometry((1, 12, 10), (1.0, 1.0, 1.0)), ("CT",))):
+        with pytest.raises(ImageError, match="spacing"):
+            model.predict(wrong, spacing=(2.0, 0.5, 0.75))
 
 
 def test_a_folder_leaves_label_maps_and_a_report(bundle, tmp_path):
