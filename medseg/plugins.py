@@ -70,7 +70,7 @@ def _foreign(use: str, where: str) -> Any:
     module, _, name = use.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise PlanError(
             f'cannot import "{use}" ({error})', where=where, hint="install it or correct the name"
         ) from error

@@ -53,4 +53,7 @@ def write_table(report: medseg.RunReport, path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except medseg.MedsegError as error:
+        sys.exit(f"error: {error}")

@@ -31,7 +31,7 @@ def main() -> None:
         plans = medseg.plan(arguments.dataset, arguments.out, budget=budget, preset=arguments.preset)
     results = {}
     for plan in plans:
-        run = arguments.out / plan.name
+        run = arguments.out / plan.name.rpartition("-")[2]  # as the file of the plan is called; a name may be any text
         bundle = medseg.train(plan, arguments.dataset, run, folds="cv", device=arguments.device)
         page = medseg.write_report(run, arguments.dataset)
         dice = bundle.scores["mean_dice"]  # over cases the network did not see; None where no case has any class
@@ -42,7 +42,8 @@ def main() -> None:
     if not results:
         raise SystemExit("no plan has a Dice: no case shows any class")
     best = max(results, key=lambda name: results[name])
-    print(f"best: {best}, predict with: medseg predict {arguments.out / best} SCANS -o OUT")
+    run = arguments.out / best.rpartition("-")[2]
+    print(f"best: {best}, predict with: medseg predict {run} SCANS -o OUT")
 
 
 def made_before(out: Path, vram: float, hours: float | None, preset: str) -> tuple[medseg.Plan, ...]:
@@ -56,4 +57,7 @@ def made_before(out: Path, vram: float, hours: float | None, preset: str) -> tup
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except medseg.MedsegError as error:
+        raise SystemExit(f"error: {error}") from None

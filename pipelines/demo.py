@@ -40,9 +40,15 @@ def main() -> int:
     bundle = medseg.train(plan, DATASET, run, folds=FOLD, device="cpu", report=Ticker())
     say("predict")
     options = medseg.PredictOptions(device="cpu")
-    medseg.predict_folder(bundle.root, [DATASET / "imagesTs", SERIES], predicted, options=options, report=Ticker())
+    report = medseg.predict_folder(
+        bundle.root, [DATASET / "imagesTs", SERIES], predicted, options=options, report=Ticker()
+    )
     say("evaluate")
     scores = medseg.evaluate(predicted, DATASET / "labelsTs", labels=plan.labels)
+    failed = [case for case in (*report.cases, *scores) if case.status != "ok"]
+    if failed:
+        say("\n".join(f"failed: {case.case_id}: {case.error}" for case in failed))
+        return 1
 
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     result = f"mean Dice {medseg.mean_dice(scores):.3f} on {len(scores)} unseen cases"

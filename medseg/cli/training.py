@@ -94,6 +94,7 @@ def train(
     device: Device = "auto",
     tensorboard: Annotated[bool, Parameter(negative="")] = False,
     teacher: Path | None = None,
+    trust: Annotated[tuple[str, ...], Words] = (),
 ) -> int:
     """Train a plan; the same command continues a run that was stopped.
 
@@ -113,6 +114,8 @@ def train(
         Also write every epoch's metrics for TensorBoard (extra "track").
     teacher
         Model bundle that the plan's loss "distillation" learns from.
+    trust
+        Modules of the teacher's own code that may be imported.
     """
     from medseg.cli.progress import shown_progress
     from medseg.cli.tables import score_lines
@@ -120,9 +123,8 @@ def train(
 
     folds = _folds(fold)
     with shown_progress() as report:
-        bundle = job.train(
-            plan, dataset, out, folds=folds, device=device, report=report, track=tensorboard, teacher=teacher
-        )
+        more = {"track": tensorboard, "teacher": teacher, "trust": trust}
+        bundle = job.train(plan, dataset, out, folds=folds, device=device, report=report, **more)
     show(score_lines(bundle.scores))
     show(f"model: {bundle.root}")
     return OK

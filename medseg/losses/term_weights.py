@@ -13,7 +13,7 @@ class TermWeights(nn.Module):
 
     All start at 0, where the sum is that of the terms. A term that stays at L ends at the weight 1 / (2 L), so that
     terms of any unit count alike; what the plan weighs them by is then without effect. Terms are errors, from 0 on;
-    `lowest` is the smallest of the last call.
+    `lowest` is the smallest since it was set to None.
 
     >>> import torch
     >>> TermWeights(2)([torch.tensor(0.25), torch.tensor(3.0)]).item()
@@ -27,7 +27,8 @@ class TermWeights(nn.Module):
 
     def forward(self, terms: Sequence[Tensor]) -> Tensor:
         s, errors = self.log_variances, torch.stack(list(terms))
-        self.lowest = errors.detach().min()
+        least = errors.detach().min()
+        self.lowest = least if self.lowest is None else torch.minimum(self.lowest, least)
         return (errors * torch.exp(-s) + s / 2).sum()
 
     @torch.no_grad()

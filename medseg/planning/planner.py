@@ -45,6 +45,7 @@ def make_plans(
     """
     if not fingerprint.cases:
         raise PlanError("a fingerprint without cases", where=fingerprint.dataset, hint="add training cases")
+    _check_budget(budget)
     if budget.hours is not None and seconds_of is None:
         raise BudgetError("hours need a measured step", where="hours", hint="give seconds_of, or leave hours out")
     family = design(fingerprint, preset, wishes)
@@ -65,6 +66,12 @@ def make_plans(
         raise _cheapest({config: error for config, error in failed.items() if isinstance(error, Shortage)})
     left_out = {f"left_out.{config}": _why(error) for config, error in failed.items()}
     return tuple(replace(plan, reasons={**plan.reasons, **left_out}) for plan in plans)
+
+
+def _check_budget(budget: Budget) -> None:
+    for name, value in (("vram_gib", budget.vram_gib), ("ram_gib", budget.ram_gib), ("hours", budget.hours)):
+        if value is not None and not 0 < value < math.inf:
+            raise BudgetError(f"{name} is {value:g}", where=name, hint="give a number above 0")
 
 
 def _of_one(budget: Budget, members: int) -> Budget:

@@ -20,6 +20,11 @@ class Balance:
     optimizer: Optimizer
     names: tuple[str, ...]
 
+    def begin(self) -> None:
+        """Forget the gradients and the lowest term of the step before."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.weights.lowest = None
+
     def now(self) -> dict[str, float]:
         """The factor of every term, as metrics say it."""
         return {f"weight {name}": weight for name, weight in zip(self.names, self.weights.weights(), strict=True)}

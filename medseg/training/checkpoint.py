@@ -15,6 +15,7 @@ from medseg.errors import TrainingError
 from medseg.io.files import whole_file
 
 _KEY = "medseg"
+_NUMBERS = (bool, int, float)
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None = None) -> None:
@@ -46,14 +47,31 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def pack(
     network: nn.Module, optimizer: Optimizer, average: Mapping[str, Tensor] | None, *, prefix: str = ""
 ) -> dict[str, Tensor]:
-    """Every tensor that training goes on from, by name; `prefix` tells several networks apart."""
+    """Every tensor and number that training goes on from, by name; `prefix` tells several networks apart.
+
+    Of an optimiser these are its state and the numbers of its groups. Raises TrainingError for one that keeps something
+    else in its state, which could not be taken up again.
+    """
     tensors = {f"{prefix}network/{name}": tensor for name, tensor in network.state_dict().items()}
     tensors |= {f"{prefix}average/{name}": tensor for name, tensor in (average or {}).items()}
     for number, parameter in enumerate(_parameters(optimizer)):
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"{prefix}optimizer/{number}/{key}"] = value
+            elif isinstance(value, _NUMBERS):
+                tensors[f"{prefix}numbers/{number}/{key}"] = _boxed(value)
+            elif value is not None:
+                what = f'the optimiser keeps "{key}" as {type(value).__name__}, which no checkpoint can hold'
+                raise TrainingError(what, hint="keep its state in tensors and numbers, or use sgd or adamw")
+    for number, group in enumerate(optimizer.param_groups):
+        known = {key: value for key, value in group.items() if isinstance(value, _NUMBERS)}
+        tensors |= {f"{prefix}groups/{number}/{key}": _boxed(value) for key, value in known.items()}
     return tensors
+
+
+def _boxed(value: float) -> Tensor:
+    """A number, exactly, as a tensor that `Tensor.item` turns back into it."""
+    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
 
 
 def unpack(
@@ -82,6 +100,12 @@ def unpack(
             _, number, key = name.split("/", 2)
             parameter = parameters[int(number)]
             optimizer.state[parameter][key] = _like(tensor, parameter)
+        elif name.startswith("numbers/"):
+            _, number, key = name.split("/", 2)
+            optimizer.state[parameters[int(number)]][key] = tensor.item()
+        elif name.startswith("groups/"):
+            _, number, key = name.split("/", 2)
+            optimizer.param_groups[int(number)][key] = tensor.item()
 
 
 def _like(tensor: Tensor, parameter: nn.Parameter) -> Tensor:

@@ -96,7 +96,9 @@ def find_checkpoint(folder: Path, expected: str) -> tuple[dict[str, Tensor], dic
     tensors, values = checkpoint.load(path)
     if values["identity"] != expected:
         raise TrainingError(
-            "was trained with another plan or other cases", where=folder, hint="choose another output folder"
+            "was trained with another plan or other cases",
+            where=folder,
+            hint="delete this folder to train it anew, or choose another output folder",
         )
     return tensors, values
 

@@ -58,9 +58,9 @@ def train_step(
     Raises TrainingError with the loss terms where loss or gradients are not finite.
     """
     network.train()
-    optimizers = [optimizer] if balance is None else [optimizer, balance.optimizer]
-    for each in optimizers:
-        each.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
+    if balance is not None:
+        balance.begin()
     output = forward(network, batch, precision)
     value = loss(output, batch)
     total = value.total

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
-from jaxtyping import Bool, Float32, Shaped, UInt8
+from jaxtyping import Bool, Float32, Shaped, UInt
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
@@ -115,9 +115,9 @@ def _window(voxels: Shaped[np.ndarray, "z y x"]) -> Float32[np.ndarray, "z y x"]
     return scaled
 
 
-def _classes(labels: LabelMap) -> UInt8[np.ndarray, "z y x"]:
+def _classes(labels: LabelMap) -> UInt[np.ndarray, "z y x"]:
     """Class number 1, 2, ... per voxel, later classes over earlier ones."""
-    numbers = np.zeros(labels.array.shape, np.uint8)
+    numbers = np.zeros(labels.array.shape, np.uint8 if len(labels.labels.items) < 256 else np.uint16)
     for number, item in enumerate(labels.labels.items, start=1):
         numbers[np.isin(labels.array, _values(item))] = number
     return numbers

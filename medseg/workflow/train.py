@@ -90,6 +90,7 @@ def train(
     workers: int | None = None,
     track: bool = False,
     teacher: Path | str | None = None,
+    trust: Sequence[str] = (),
 ) -> ModelBundle:
     """Train the folds of a plan on a dataset folder into the run folder `out`; returns the bundle `out`/bundle.
 
@@ -99,7 +100,7 @@ def train(
     stopped when called again. Calls for different folds may run side by side; for the same fold the second is refused.
     A case that cannot be validated is logged and listed in the scores as `failed`. `track` also writes the metrics of
     every network for TensorBoard, into a folder tensorboard beside its weights. `teacher` is the bundle that the loss
-    "distillation" learns from; its memory is not part of the plan's budget.
+    "distillation" learns from; its memory is not part of the plan's budget, and `trust` names modules of its code.
     Raises PlanError, DatasetError, TrainingError, or Interrupted after SIGTERM or Ctrl-C.
     """
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
@@ -112,7 +113,7 @@ def train(
     where = resolve_device(device)
     here = replace(plan, training=replace(plan.training, precision=resolve_precision(plan.training.precision, where)))
     warn_of_size(here, where)
-    guide = check_teacher(plan, None if teacher is None else Path(teacher))
+    guide = check_teacher(plan, None if teacher is None else Path(teacher), trust=trust)
     with locked(out, doing="preparing", wait=True):
         _keep_plan(plan, out)
         splits = run_splits(data, out, folds)

@@ -6,7 +6,7 @@ SURFACE = {
     "check": {"DATASET"},
     "plan": {"DATASET", "--vram", "--out", "-o", "--ram", "--hours", "--device", "--preset", "--option", "--head"},
     "inspect": {"PATH", "--json", "--keep-identifiers"},
-    "train": {"PLAN", "DATASET", "--out", "-o", "--fold", "--device", "--tensorboard", "--teacher"},
+    "train": {"PLAN", "DATASET", "--out", "-o", "--fold", "--device", "--tensorboard", "--teacher", "--trust"},
     "predict": {
         *("BUNDLE", "INPUTS", "--out", "-o", "--device", "--folds", "--tta", "--no-tta", "--overlap", "--resume"),
         *(

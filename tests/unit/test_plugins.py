@@ -55,6 +55,8 @@ def test_foreign_code_is_found_by_module_and_name():
         ("no_such_module:f", {}, "no_such_module"),
         ("math:no_such_function", {}, "no_such_function"),
         ("math:hypot", {}, "wrap it"),
+        (":f", {}, "cannot import"),
+        ("..lab:f", {}, "cannot import"),
     ],
 )
 def test_a_wrong_step_fails_at_once_and_says_what_would_do(use, options, says):

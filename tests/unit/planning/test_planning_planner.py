@@ -36,6 +36,13 @@ def test_same_arguments_same_bytes_and_the_text_reads_back(preset):
         assert parse_record(format_record(plan), Plan, where=config) == plan
 
 
+@pytest.mark.parametrize("wrong", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["vram_gib", "ram_gib", "hours"])
+def test_a_budget_is_a_number_above_zero(name, wrong):
+    with pytest.raises(BudgetError, match=f"{name} is"):
+        plans(HIPPOCAMPUS, replace(EIGHT, **{name: wrong}), seconds_of=voxel_seconds)
+
+
 def test_the_plan_says_where_it_comes_from():
     plan = plans(HIPPOCAMPUS)["3d_fullres"]
     assert plan.name == "toy-3d_fullres"

@@ -39,11 +39,24 @@ def move(network, optimizer):
     optimizer.step()
 
 
+class Restless(torch.optim.SGD):
+    """Keeps numbers where others do: in its groups, as schedule-free optimisers do, and in its state, as SparseAdam."""
+
+    @torch.no_grad()
+    def step(self):
+        (group,) = self.param_groups
+        group["seen"] = group.get("seen", 0.0) + 1 / 3
+        for p in group["params"]:
+            self.state[p]["steps"] = self.state[p].get("steps", 0) + 1
+            p.sub_(p.grad, alpha=1e-6 / (self.state[p]["steps"] + group["seen"]))
+
+
 @pytest.mark.parametrize(
     "optimizer_of",
     [
         lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True),
         lambda p: torch.optim.AdamW(p, lr=0.01),
+        lambda p: Restless(p, lr=0.01),
     ],
 )
 def test_training_goes_on_exactly_from_a_checkpoint(tmp_path, optimizer_of):
@@ -60,6 +73,13 @@ def test_training_goes_on_exactly_from_a_checkpoint(tmp_path, optimizer_of):
     move(fresh, fresh_optimizer)
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), fresh.parameters(), strict=True))
     assert all(torch.equal(average[name], fresh_average[name]) for name in average)
+
+
+def test_what_no_checkpoint_can_hold_is_refused_and_not_forgotten():
+    network, optimizer = trained(lambda p: torch.optim.SGD(p, lr=0.01))
+    optimizer.state[next(network.parameters())]["past"] = [torch.zeros(1)]
+    with pytest.raises(TrainingError, match='keeps "past" as list'):
+        checkpoint.pack(network, optimizer, None)
 
 
 def test_equal_content_gives_equal_bytes(tmp_path):

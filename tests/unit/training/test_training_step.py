@@ -102,12 +102,15 @@ def two_terms(values):
     """A loss of two terms that are the first weight times `values`, with learnt weights."""
     plan = tiny_plan(losses=(LossTerm(1.0, "dice"), LossTerm(1.0, "cross_entropy")), weighting="uncertainty")
     balance = open_balance(plan, CPU)
+    return balance, two_terms_of(balance, *values)
 
+
+def two_terms_of(balance, first, second=0.1):
     def loss(output, batch):
-        parts = [output.logits[0].mean() * 0 + value for value in values]
+        parts = [output.logits[0].mean() * 0 + value for value in (first, second)]
         return LossValue(balance.weights(parts), {"one": parts[0].detach(), "two": parts[1].detach()})
 
-    return balance, loss
+    return loss
 
 
 def test_learnt_weights_are_updated_beside_the_network():
@@ -128,6 +131,19 @@ def test_no_weight_is_learnt_for_a_negative_term():
     balance, loss = two_terms((0.1, -1.0))
     with pytest.raises(TrainingError, match="negative"):
         step(network, batch_of(2, 8), loss, torch.optim.SGD(network.parameters(), lr=0.1), balance=balance)
+
+
+def test_a_term_that_is_negative_for_one_sample_of_several_is_found():
+    network, _ = network_of(2)
+    balance, of_values = two_terms((0.1, 0.1))
+
+    def loss(output, batch):
+        values = [two(output, batch) for two in (two_terms_of(balance, -1.0), two_terms_of(balance, 1.0))]
+        return LossValue(values[0].total + values[1].total, values[0].terms)
+
+    with pytest.raises(TrainingError, match="negative"):
+        step(network, batch_of(2, 8), loss, torch.optim.SGD(network.parameters(), lr=0.1), balance=balance)
+    step(network, batch_of(2, 8), of_values, torch.optim.SGD(network.parameters(), lr=0.1), balance=balance)
 
 
 def test_the_average_follows_its_closed_form():

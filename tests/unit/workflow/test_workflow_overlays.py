@@ -10,6 +10,7 @@ from medseg.types.image import Image, LabelMap
 from medseg.types.labels import Label, Labels
 from medseg.types.landmarks import Landmarks
 from medseg.workflow.overlays import label_colours, overlay_png
+from medseg.workflow.point_marks import COLOURS
 
 LABELS = Labels((Label("tooth", (1,)),))
 SHAPE, SPACING = (10, 20, 16), (3.0, 1.0, 1.0)
@@ -64,6 +65,17 @@ def test_reference_is_outlined_and_prediction_filled():
     filled = coloured(picture(array, labels, geometry))[0].size
     outlined = coloured(picture(array, empty, geometry, labels))[0].size
     assert 0 < outlined < 0.5 * filled
+
+
+def test_more_classes_than_a_byte_has_values_are_drawn():
+    many = Labels(tuple(Label(f"part {value}", (value,)) for value in range(1, 301)))
+    array = np.arange(1, 301, dtype=np.uint16).reshape(1, 15, 20)
+    grid = Geometry((1, 15, 20), (1.0, 1.0, 1.0))
+    image, labels = Image(np.zeros((1, 1, 15, 20), np.int16), grid, ("CT",)), LabelMap(array, grid, many)
+    pixels = np.asarray(Pillow.open(io.BytesIO(overlay_png(image, labels, size=20))).convert("RGB")).astype(int)
+    colours, count = pixels.reshape(-1, 3), len(COLOURS)
+    np.testing.assert_array_equal(colours[count:], colours[:-count])
+    assert len(np.unique(colours, axis=0)) == count
 
 
 def test_a_2d_image_is_one_picture_as_stored():

@@ -1,5 +1,7 @@
 """A model bundle as teacher: what it says, when it is refused, and that a student follows it."""
 
+import sys
+import types
 from dataclasses import replace
 
 import pytest
@@ -7,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from tiny_run import fill_cache, tiny_plan
 
-from medseg.errors import PlanError, TrainingError
+from medseg.errors import BundleError, PlanError, TrainingError
 from medseg.io.bundles import save_bundle
-from medseg.networks.build import build_network
+from medseg.networks.build import BACKBONES, build_network
 from medseg.training.loop import fit
 from medseg.types.plan import LossTerm, Step
 from medseg.workflow.teacher import check_teacher, mean_logits, open_teacher, unseen_member
@@ -93,6 +95,17 @@ def test_what_does_not_go_together_is_refused(tmp_path, student, teacher, says):
     folder = None if teacher is None else _teacher(tmp_path / "bundle", teacher)
     with pytest.raises(PlanError, match=says):
         check_teacher(student, folder)
+
+
+def test_a_teacher_with_code_of_its_own_is_trusted_by_name(tmp_path, monkeypatch):
+    module = types.ModuleType("my_lab")
+    module.net = BACKBONES["unet"]
+    monkeypatch.setitem(sys.modules, "my_lab", module)
+    plan = tiny_plan()
+    folder = _teacher(tmp_path / "bundle", replace(plan, network=replace(plan.network, use="my_lab:net")))
+    with pytest.raises(BundleError, match="my_lab"):
+        check_teacher(_with_loss(plan), folder)
+    assert check_teacher(_with_loss(plan), folder, trust=("my_lab",)) is not None
 
 
 def test_a_student_that_sees_only_its_teacher_comes_to_say_what_it_says(tmp_path):
