@@ -22,6 +22,7 @@ PROBED_BATCH = 8  # largest batch whose memory is estimated; an estimate takes t
 BATCH_OF_DATASET = 0.05  # a batch holds at most this share of the voxels of all cases (Isensee 2021)
 CONTEXT = 0.25  # a patch below this share of the median scan calls for a coarser plan (Isensee 2021)
 WHOLE_STEPS = 2000  # below which whole scans are made coarser, in which landmarks are looked for
+ENOUGH_STEPS = 1000  # before a run has fewer, its patch shrinks to a quarter of the scan
 USEFUL_CHANNELS = 16  # first-stage channels for which 2D images are made coarser where time is short
 COARSER_2D = (1.5, 2.0, 3.0)  # times the pixel
 BASE_CHANNELS = (8, 16, 32)  # first-stage channels a time budget chooses from; others waste vector lanes

@@ -25,9 +25,10 @@ from medseg.types.plan import Sampling
 def fit_time(fit: Fit, *, hours: float, seconds_of: SecondsOf, estimate: Estimate) -> Fitted:
     """Largest network whose steps of batch 2 are quick enough for a useful run, then the batch if time is ample.
 
-    `seconds_of` measures one step. First-stage channels grow while `presets.steps_worth` of them remain; if not even
-    the narrowest network has its steps, the patch shrinks. Raises BudgetError with the hours that would do, and
-    PlanError if memory runs out while a step is timed.
+    `seconds_of` measures one step. First-stage channels grow while `presets.steps_worth` of them remain. The patch of
+    the narrowest network shrinks until `presets.ENOUGH_STEPS` fit, but then sees a quarter of the scan at least, or, if
+    that is still too slow, until its `steps_worth` do. Raises BudgetError with the hours that would do, and PlanError
+    if memory runs out while a step is timed.
     """
     seconds = hours * 3600 * presets.TIME_SHARE
     bases = fit.preset.bases
@@ -41,8 +42,10 @@ def fit_time(fit: Fit, *, hours: float, seconds_of: SecondsOf, estimate: Estimat
                 raise
             break
         step_s = _measured(fit, fitted, presets.BATCH_AT_LEAST, seconds_of)
+        if best is None and seconds / step_s < presets.ENOUGH_STEPS:
+            best = _smaller_patch(fit, fitted, step_s, seconds, seconds_of)
+            break
         if seconds / step_s < presets.steps_worth(base):
-            best = best or _smaller_patch(fit, fitted, step_s, seconds, seconds_of)
             break
         best = _timed(fitted, presets.BATCH_AT_LEAST, step_s, seconds)
     else:
@@ -84,24 +87,27 @@ def _timed(fitted: Fitted, batch: int, step_s: float, seconds: float) -> Fitted:
 def _smaller_patch(fit: Fit, fitted: Fitted, step_s: float, seconds: float, seconds_of: SecondsOf) -> Fitted:
     """Shrink the patch until the steps fit; the time of a step goes with the voxels of its patch."""
     base = fitted.network.topology.channels[0]
-    least = presets.steps_worth(base)
-    wanted = seconds / least
+    least, context = presets.steps_worth(base), presets.CONTEXT * math.prod(fit.median[3 - fit.ndim :])
     whole = patches(fit)
-    while step_s > wanted:
-        last = math.prod(fitted.sampling.patch)
-        smaller = [patch for patch in whole if math.prod(patch) < last]
-        if not smaller:
-            need = math.ceil(step_s * least / presets.TIME_SHARE / 36) / 100
-            what = f"the smallest network takes {step_s:.3g} s a step, {least} steps need {need:.2f} hours"
-            raise Shortage(what, where="hours", need=need, unit="hours")
-        patch = next((p for p in smaller if math.prod(p) <= last * wanted / step_s), smaller[-1])
-        reasons = {
-            "sampling.patch": f"{coverage(fit, patch)}; the largest that is quick enough",
-            "network.topology": topology_reason(fit, patch, base),
-        }
-        sampling = Sampling(patch, presets.BATCH_AT_LEAST, fit.foreground)
-        fitted = Fitted(fit.network(patch, base), sampling, reasons)
-        step_s = _measured(fit, fitted, presets.BATCH_AT_LEAST, seconds_of)
+    for steps, floor in ((presets.ENOUGH_STEPS, context), (least, 0)):
+        while seconds / step_s < steps:
+            last = math.prod(fitted.sampling.patch)
+            smaller = [patch for patch in whole if floor <= math.prod(patch) < last]
+            if not smaller:
+                break
+            patch = next((p for p in smaller if math.prod(p) <= last * seconds / steps / step_s), smaller[-1])
+            sampling = Sampling(patch, presets.BATCH_AT_LEAST, fit.foreground)
+            network = fit.network(patch, base)
+            step_s = _measured(fit, Fitted(network, sampling, {}), presets.BATCH_AT_LEAST, seconds_of)
+            enough = f"the largest that is quick enough for {steps} steps"
+            why = enough if seconds / step_s >= steps else "the smallest that sees a quarter of it"
+            topology = topology_reason(fit, patch, base)
+            reasons = {"sampling.patch": f"{coverage(fit, patch)}; {why}", "network.topology": topology}
+            fitted = Fitted(network, sampling, reasons)
+    if seconds / step_s < least:
+        need = math.ceil(step_s * least / presets.TIME_SHARE / 36) / 100
+        what = f"the smallest network takes {step_s:.3g} s a step, {least} steps need {need:.2f} hours"
+        raise Shortage(what, where="hours", need=need, unit="hours")
     return _timed(fitted, presets.BATCH_AT_LEAST, step_s, seconds)
 
 

@@ -49,6 +49,23 @@ def test_too_little_time_for_any_network_shrinks_the_patch():
     assert "quick enough" in fitted.reasons["sampling.patch"]
 
 
+def test_the_patch_shrinks_for_more_steps_but_sees_a_quarter_of_the_scan():
+    """The whole of MIDDLE fits memory, and 400 of its steps the time."""
+    middle = replace(SCAN, spacing_mm=(1.0, 1.0, 1.0), median=(96.0, 96.0, 96.0))
+    whole = fit_patch(middle, estimate=feature_bytes, base=8)
+    assert math.prod(whole.sampling.patch) == 96**3
+    step_s = voxel_seconds(whole.network, whole.sampling, TRAINING)
+    for steps, least, most, why in (
+        (400, 1000, 1600, "for 1000 steps"),  # of the whole scan, of the patch, and what the plan says of it
+        (100, 250, 999, "the smallest that sees a quarter"),
+        (40, 250, 400, "for 250 steps"),
+    ):
+        fitted = _steps(middle, steps * step_s / 3600 / presets.TIME_SHARE)
+        seen = math.prod(fitted.sampling.patch) / 96**3
+        assert least <= fitted.steps <= most and why in fitted.reasons["sampling.patch"]
+        assert 0.25 <= seen < 0.5 if steps > 40 else seen < 0.25
+
+
 def test_the_hours_error_names_hours_that_do():
     with pytest.raises(Shortage) as caught:
         _steps(SCAN, 0.001)
