@@ -93,8 +93,7 @@ def class_weights(logits: Tensor, target: Tensor, weights: Sequence[float] | Non
     index = target.long().clamp_min(0)
     if per_class(weights, logits.shape[1], name="weights") is not None:
         return logits.new_tensor(weights)[index]
-    found = torch.zeros(logits.shape[1], device=target.device)
-    found = found.scatter_add(0, index.flatten(), (target >= 0).flatten().float())
+    found = torch.stack([(target == number).sum() for number in range(logits.shape[1])])
     return balanced_weights(found)[index]
 
 

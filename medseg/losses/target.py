@@ -81,15 +81,11 @@ def _region_sums(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def _class_sums(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Without a one-hot target."""
-    samples, k = logits.shape[:2]
-    p = logits.softmax(1).flatten(2)
-    classes = target.flatten(1).long()
+    """Class by class: scattered sums would vary from run to run on a GPU, and lose the last voxels of large classes."""
+    classes = target.flatten(1)
     counts = classes >= 0
-    index = classes.clamp_min(0)
-    own = p.gather(1, index[:, None])[:, 0] * counts
-    empty = p.new_zeros(samples, k)
-    both = empty.scatter_add(1, index, own)
-    reference = empty.scatter_add(1, index, counts.float())
-    predicted = torch.einsum("bkn,bn->bk", p, counts.float())
-    return both, predicted, reference
+    p = logits.softmax(1).flatten(2).unbind(1)
+    own = [classes == number for number in range(len(p))]
+    both = torch.stack([(part * mine).sum(1) for part, mine in zip(p, own, strict=True)], dim=1)
+    predicted = torch.stack([(part * counts).sum(1) for part in p], dim=1)
+    return both, predicted, torch.stack([mine.sum(1) for mine in own], dim=1).float()

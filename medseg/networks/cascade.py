@@ -35,7 +35,7 @@ def cascade(
     """`levels` U-Nets of one topology in a row, trained together (Zhang 2016).
 
     The logits of all but the last are the output's `sides`; the loss "side" teaches them. Their sigmoids reach the next
-    network beside the image ("concat"), or through a 1x1 convolution added to it ("sum": Wu 2017). With
+    network beside the image ("concat"), or through a 1x1 convolution added to it ("sum"). With
     `stop_gradient` a network learns from its own loss alone. Raises PlanError for a task without labels.
     """
     if outputs < 1:

@@ -204,13 +204,12 @@ def margins(logits: Float[Tensor, "b k *s"], target: Tensor) -> Float[Tensor, "b
         where = torch.cat([outside, target > 0], dim=1)
         return torch.stack([(values * where).flatten(2).sum(2), where.flatten(2).sum(2).float()], dim=1)
     p = logits.float().softmax(1).flatten(2)
-    index = target.flatten(2).clamp_min(0).long()
-    true = p.gather(1, index)
-    values = (true - p.scatter(1, index, -1.0).amax(1, keepdim=True))[:, 0]
-    counts = (target.flatten(2)[:, 0] >= 0).float()
-    empty = p.new_zeros(p.shape[:2])
-    sums = empty.scatter_add(1, index[:, 0], values * counts)
-    return torch.stack([sums, empty.scatter_add(1, index[:, 0], counts)], dim=1)
+    classes = target.flatten(1)
+    index = classes[:, None].clamp_min(0).long()
+    values = (p.gather(1, index) - p.scatter(1, index, -1.0).amax(1, keepdim=True))[:, 0]
+    own = [classes == number for number in range(p.shape[1])]
+    pairs = [torch.stack([(values * mine).sum(1), mine.sum(1).float()], dim=1) for mine in own]
+    return torch.stack(pairs, dim=2)
 
 
 def listening(loss: Loss, sampler: Sampler, heard: list[list[float]]) -> Loss:

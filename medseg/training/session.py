@@ -250,7 +250,7 @@ def is_finished(folder: Path) -> bool:
 
 @contextmanager
 def own_randomness(device: torch.device) -> Iterator[None]:
-    """Leave torch's global generators and settings as they were; kernels on a GPU repeat their results."""
+    """Leave torch's global generators and settings as they were; kernels on a GPU repeat, and float32 is float32."""
     devices = [device] if device.type == "cuda" else []
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=devices):
@@ -259,7 +259,7 @@ def own_randomness(device: torch.device) -> Iterator[None]:
             return
         torch.set_num_threads(1)  # loader threads work side by side; each with its own pool would fight
         try:
-            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
                 yield
         finally:
             torch.set_num_threads(threads)

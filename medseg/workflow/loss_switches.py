@@ -40,10 +40,12 @@ def ohem_and_pixel_weights(plan: Plan) -> Iterator[Fight]:
         yield Fight("training.losses", what, "keep one of them")
 
 
-def gaps_of_one_class(plan: Plan) -> Iterator[Fight]:
-    """Weights of what lies between classes where there is one."""
-    if len(plan.labels.items) < 2 and any(_option(term, "place") == "gaps" for term in _terms(plan, _PIXELS)):
-        what = "pixel_cross_entropy stresses gaps between classes, and the plan has one: it would be cross_entropy"
+def gaps_without_classes(plan: Plan) -> Iterator[Fight]:
+    """Weights of what lies between classes where there is one, or where they overlap."""
+    one, regions = len(plan.labels.items) < 2, plan.labels.are_regions()
+    if (one or regions) and any(_option(term, "place") == "gaps" for term in _terms(plan, _PIXELS)):
+        why = "the plan has one: it would be cross_entropy" if one else "there is none where regions overlap"
+        what = f"pixel_cross_entropy stresses gaps between classes, and {why}"
         yield Fight("training.losses", what, 'give it "place": "edges", or use cross_entropy')
 
 
@@ -147,7 +149,7 @@ LOSS_FIGHTS: tuple[Rule, ...] = (
     focal_and_class_weights,
     ohem_and_focal,
     ohem_and_pixel_weights,
-    gaps_of_one_class,
+    gaps_without_classes,
     ohem_that_keeps_all,
     overlap_twice,
     edges_twice,

@@ -11,9 +11,7 @@ from medseg.types.plan import Option
 
 Kind = Literal["backbone", "block", "head", "loss"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_GIVEN = frozenset(
-    {"in_channels", "channels", "classes", "outputs", "scales"}
-)  # by medseg when it builds, never by a plan
+_GIVEN = frozenset({"in_channels", "channels", "outputs", "scales"})  # by medseg when it builds, never by a plan
 _SOURCE = re.compile(r"[A-Z][\w'-]+(?: (?:and|&) [A-Z][\w'-]+| et al\.)? (?:19|20)\d\d")
 _BRACKET = re.compile(r" ?\([^()]*(?:19|20)\d\d[^()]*\)")
 _SENTENCE = re.compile(r"(?<!\be)(?<!\bg)\.(?: |$)")
@@ -140,7 +138,8 @@ def _part(row: _Row) -> NetworkPart:
     text = _SAID.get((row.place.rpartition(".")[2], row.name), text).replace("\n", " ")
     papers = dict.fromkeys(_SOURCE.findall(text) or _SOURCE.findall(_of_file(row, function)))
     says = _BRACKET.sub("", _SENTENCE.split(text, maxsplit=1)[0]).rstrip(".:") + "."
-    options = _block_options(row, function) if row.kind == "block" else _options(function)
+    own = row.place != "training.adversary"
+    options = _block_options(row, function) if row.kind == "block" else _options(function, classes=own)
     dimensions = _ONLY.get(row.name, (2, 3))
     return NetworkPart(row.name, row.kind, row.place, "; ".join(papers), dimensions, options, says)
 
@@ -150,9 +149,11 @@ def _of_file(row: _Row, function: Any) -> str:
     return inspect.getdoc(inspect.getmodule(function)) or "" if row.kind == "backbone" else ""
 
 
-def _options(function: Callable[..., Any]) -> tuple[PartOption, ...]:
+def _options(function: Callable[..., Any], *, classes: bool = True) -> tuple[PartOption, ...]:
+    """The keywords that a plan may set; `classes` is one of them, but of a critic."""
     parameters = inspect.signature(function).parameters.values()
-    keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _GIVEN]
+    given = _GIVEN if classes else {*_GIVEN, "classes"}
+    keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given]
     return tuple(_option(parameter) for parameter in keywords)
 
 

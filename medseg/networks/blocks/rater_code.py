@@ -37,6 +37,6 @@ class RaterCode(nn.Module):
         mean = self.codes.mean(0, keepdim=True)
         added = self.spread(mean if self.raters is None else torch.cat([self.codes, mean])[self.raters])
         if len(added) > 1:  # a network that looks at every image in several parts has them in a row
-            added = added.repeat_interleave(len(x) // len(added), 0)
+            added = added[:, None].expand(-1, len(x) // len(added), -1).flatten(0, 1)
         shifted = x + added.reshape(*added.shape, *(1,) * (x.dim() - 2)).to(x.dtype)
         return x + (F.leaky_relu(shifted, 0.01) - F.leaky_relu(x, 0.01))

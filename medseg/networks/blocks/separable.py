@@ -44,7 +44,7 @@ class WeightedPool(nn.Module):
 
     def __init__(self, channels: int, grid: Sequence[int]) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(1, channels, *grid))
+        self.places = nn.Parameter(torch.ones(1, channels, *grid))
 
     def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *ones"]:
-        return (x * resized(self.weight, x.shape[2:])).mean(tuple(range(2, x.dim())), keepdim=True)
+        return (x * resized(self.places, x.shape[2:])).mean(tuple(range(2, x.dim())), keepdim=True)

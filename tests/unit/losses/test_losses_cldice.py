@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from monai.losses.cldice import SoftclDiceLoss, soft_skel
 from torch import Tensor
 
 from medseg.errors import PlanError
@@ -66,6 +67,17 @@ def test_a_bar_has_its_middle_line_as_skeleton_and_a_line_itself() -> None:
     thin = torch.zeros(1, 1, 5, 6, 7)
     thin[0, 0, :, 3, 3] = 1
     torch.testing.assert_close(soft_skeleton(thin, [0, 1, 2], 3), thin)
+
+
+@pytest.mark.parametrize("size", [(12, 14), (6, 12, 14)])
+def test_skeleton_and_loss_agree_with_monai(size: tuple[int, ...]) -> None:
+    rng = torch.Generator().manual_seed(5)
+    logits = 3 * torch.randn(2, 1, *size, generator=rng)
+    target = (torch.rand(2, 1, *size, generator=rng) > 0.5).long()
+    axes = list(range(len(size)))
+    torch.testing.assert_close(soft_skeleton(logits.sigmoid(), axes, 3), soft_skel(logits.sigmoid(), 3))
+    theirs = SoftclDiceLoss(iter_=3, smooth=1e-8, sigmoid=True)(logits, target.float())
+    torch.testing.assert_close(cldice(*_case(logits, target)), theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_the_loss_is_the_harmonic_mean_of_both_shares() -> None:

@@ -9,14 +9,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medseg.losses.build import LOSSES, build_loss
-from medseg.types.plan import LossTerm
+from medseg.planning.training_step import random_batch
 from medseg.types.tensors import Batch, NetworkOutput
 
 # What torch.use_deterministic_algorithms says adds up in any order on a GPU.
 UNSTEADY = re.compile(
     r"upsample_\w+_backward|max_pool\w*_backward|adaptive_avg_pool\w*_backward|(replication|reflection)_pad\w*_backward"
     r"|grid_sampler\w*_backward|max_unpool|scaled_dot_product\w*_backward|fractional_max_pool\w*_backward|embedding_dense_backward"
-    r"|kthvalue|histc|cumsum|\bput_"
+    r"|kthvalue|histc|cumsum|\bput_|scatter_reduce|index_copy|index_reduce"
 )
 FOREIGN = {"segresnet", "swin_unetr", "unetr", "mednext"}
 ATTENDING = {"gg_net", "non_local", "danet", "danet_position"}  # docs/guide/training.md says so
@@ -31,7 +31,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if UNSTEADY.search(name) or (name.startswith("avg_pool") and name.endswith("backward") and _overlaps(args)):
+        averages = name.startswith("avg_pool") and name.endswith("backward") and _overlaps(args)
+        if UNSTEADY.search(name) or averages or _collides(name, args):
             self.found.add(name)
         return func(*args, **(kwargs or {}))
 
@@ -42,20 +43,31 @@ def _overlaps(args: Any) -> bool:
     return any(k > s for k, s in zip(kernel, stride or kernel, strict=True)) or any(args[4])
 
 
+def _collides(name: str, args: Any) -> bool:
+    """Whether several values are added to one place."""
+    if not name.startswith(("scatter_add", "index_add")):
+        return False
+    axis, index = args[1:3]
+    ones = torch.ones(index.shape if name.startswith("scatter") else len(index), dtype=torch.int64)
+    axis = axis if name.startswith("scatter") else 0
+    size = [max(n, int(index.max()) + 1) for n in ones.shape]
+    return bool((torch.zeros(size, dtype=torch.int64).scatter_add_(axis, index, ones) > 1).any())
+
+
 def _unsteady(entry: battery.Entry) -> set[str]:
     torch.manual_seed(0)
     network = entry.build()
-    image = entry.image(2)
-    batch = Batch(image, torch.randint(0, 3, image.shape))
+    batch = random_batch(entry.job(), torch.device("cpu"))
     with Recorder() as seen:
-        build_loss(entry.losses or (LossTerm(1.0, "dice_ce"),))(network(batch.image), batch).total.backward()
+        output = network(batch.image) if batch.raters is None else network(batch.image, batch.raters)
+        build_loss(entry.losses)(output, batch).total.backward()
     return seen.found
 
 
 def _entries() -> list[battery.Entry]:
     shapes = ("2d", "3d")
     found = [entry for shape in shapes for entry in battery.backbones(shape, base=4)]
-    found += list(battery.blocks("3d", base=4))
+    found += [entry for make in (battery.blocks, battery.heads, battery.losses) for entry in make("3d", base=4)]
     return [entry for entry in found if entry.name not in FOREIGN and battery.refusal(entry) is None]
 
 
@@ -84,3 +96,10 @@ def test_the_recorder_sees_what_would_not_repeat() -> None:
         assert not any("avg" in name for name in seen.found)
         torch.nn.functional.avg_pool3d(x, 3, 1, 1).sum().backward()
     assert len(seen.found) == 3, seen.found
+    with Recorder() as seen:
+        x.flatten(1).gather(1, torch.tensor([[2, 0, 5]])).sum().backward()
+        assert seen.found == set()
+        x.flatten(1).gather(1, torch.tensor([[2, 0, 2]])).sum().backward()
+        x.flatten().index_select(0, torch.tensor([2, 2])).sum().backward()
+        torch.zeros(3).scatter_add(0, torch.tensor([1, 0, 1]), torch.ones(3))
+    assert seen.found == {"scatter_add", "index_add"}

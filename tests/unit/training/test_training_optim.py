@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from medseg.errors import PlanError
+from medseg.networks.blocks.separable import WeightedPool
 from medseg.training.optim import build_optimizer, cosine_restarts, poly, set_rate
 from medseg.training.position import Position, advance, close_epoch, epoch_is_full, keep_time, pace, progress
 from medseg.types.plan import Step
@@ -84,6 +85,7 @@ class Scaled(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
         self.scale = nn.Parameter(torch.ones(4, 1, 1, 1))
         self.positions = nn.Parameter(torch.ones(5, 2))
+        self.pool = WeightedPool(2, (3, 3))
 
 
 @pytest.mark.parametrize(("use", "default"), [("sgd", True), ("adamw", False)])

@@ -102,6 +102,7 @@ def shaped(use: str, channels: tuple[int, ...], *heads: Step, **training: object
 
 
 ONE = Labels((Label("lesion", (1,)),))
+NESTED = Labels((Label("whole", (1, 2), write=1), Label("core", (2,))))
 SWAPS = {"swap_axis": 2, "swap_values": [1, 2]}
 DSNT = Step("dsnt", {"points": 2})
 LANDMARKS = ("a", "b")
@@ -123,10 +124,16 @@ ROWS = [
     ),
     ("ohem_that_keeps_all", "training.losses", "4096", losses("ohem")),
     (
-        "gaps_of_one_class",
+        "gaps_without_classes",
         "training.losses",
         "has one",
         tiny_plan(labels=ONE, losses=(DICE, LossTerm(1.0, "pixel_cross_entropy"))),
+    ),
+    (
+        "gaps_without_classes",
+        "training.losses",
+        "regions overlap",
+        tiny_plan(labels=NESTED, losses=(DICE, LossTerm(1.0, "pixel_cross_entropy"))),
     ),
     (
         "block_options_without_block",

@@ -51,6 +51,9 @@ def test_options_are_those_of_the_function():
     choices = {option.name: option.choices for option in unet.options}
     assert set(choices["norm"]) == set(NORMS) and set(choices["act"]) == set(ACTS)
     assert set(choices["attention"]) == {"none", *ATTENTION} and set(choices["encoder"]) == set(ENCODERS)
+    (cldice,) = (part for part in PARTS if part.name == "cldice")
+    assert {"classes"} <= {option.name for option in cldice.options}
+    assert not any(o.name == "classes" for part in PARTS if part.place == "training.adversary" for o in part.options)
     (dsnt,) = (part for part in PARTS if part.name == "dsnt" and part.kind == "head")
     assert [option.name for option in dsnt.options if option.required] == ["points"]
 

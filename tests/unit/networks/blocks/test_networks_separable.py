@@ -65,9 +65,9 @@ def test_weighted_pooling_is_a_depthwise_convolution_the_size_of_the_features(gr
     torch.manual_seed(0)
     pool, x = WeightedPool(4, grid), torch.randn(2, 4, *grid)
     torch.testing.assert_close(pool(x), x.mean(tuple(range(2, x.dim())), keepdim=True))
-    nn.init.normal_(pool.weight)
+    nn.init.normal_(pool.places)
     kind = nn.functional.conv2d if len(grid) == 2 else nn.functional.conv3d
-    expected = kind(x, pool.weight.movedim(0, 1), groups=4) / math.prod(grid)
+    expected = kind(x, pool.places.movedim(0, 1), groups=4) / math.prod(grid)
     torch.testing.assert_close(pool(x), expected)
 
 
