@@ -40,7 +40,7 @@ def pooled(x: Tensor, limit: int) -> Tensor:
         left[axis] = -(-size[axis] // blocks[axis])
     if max(blocks) == 1:
         return x
-    return _block_sums(x, blocks) / _block_sums(x.new_ones(1, 1, *size), blocks)
+    return _block_means(x, blocks) / _block_means(x.new_ones(1, 1, *size), blocks)
 
 
 def maximum(x: Tensor, kernel: Sequence[int]) -> Tensor:
@@ -73,10 +73,11 @@ def _sums(x: Tensor, axis: int, n: int) -> Tensor:
     return total
 
 
-def _block_sums(x: Tensor, blocks: Sequence[int]) -> Tensor:
+def _block_means(x: Tensor, blocks: Sequence[int]) -> Tensor:
+    """Means, with 0 beyond the image: sums would leave the range of fp16."""
     for axis, n in enumerate(blocks, start=2):
         if n > 1:
             missing = -x.shape[axis] % n
             x = F.pad(x, [0] * (2 * (x.dim() - 1 - axis)) + [0, missing])
-            x = x.reshape(*x.shape[:axis], -1, n, *x.shape[axis + 1 :]).sum(axis + 1)
+            x = x.reshape(*x.shape[:axis], -1, n, *x.shape[axis + 1 :]).mean(axis + 1)
     return x

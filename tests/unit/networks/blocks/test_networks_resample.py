@@ -37,6 +37,11 @@ def test_few_voxels_are_left_alone() -> None:
     assert pooled(x, 16) is x
 
 
+def test_pooling_stays_in_the_range_of_half_precision() -> None:
+    x = torch.full((1, 1, 16, 16, 16), 300.0, dtype=torch.float16)
+    assert pooled(x, 1).tolist() == [[[[[300.0]]]]]
+
+
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 3), (5, 3), (1, 3, 3), (3, 3, 1)])
 def test_the_maximum_is_that_of_max_pooling(kernel: tuple[int, ...]) -> None:
     x = torch.randn(2, 3, 4, 5, 2)[..., : 2 if len(kernel) == 3 else 1].reshape(2, 3, 4, 5, *(2,) * (len(kernel) - 2))
