@@ -123,8 +123,17 @@ def train(
 
     folds = _folds(fold)
     with shown_progress() as report:
-        more = {"track": tensorboard, "teacher": teacher, "trust": trust}
-        bundle = job.train(plan, dataset, out, folds=folds, device=device, report=report, **more)
+        bundle = job.train(
+            plan,
+            dataset,
+            out,
+            folds=folds,
+            device=device,
+            report=report,
+            track=tensorboard,
+            teacher=teacher,
+            trust=trust,
+        )
     show(score_lines(bundle.scores))
     show(f"model: {bundle.root}")
     return OK
