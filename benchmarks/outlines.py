@@ -26,10 +26,10 @@ def main() -> None:
     scan = medseg.read_image([wanted.scan], channels=plan.channels)
     if wanted.blank:
         scan = replace(scan, array=np.zeros_like(scan.array))
-    predicted = medseg.read_labels(wanted.prediction, plan.labels)
+    predicted = medseg.read_labels(wanted.prediction, plan.labels, predicted=True)
     known = {name: int(value) for name, value in (pair.split("=") for pair in wanted.reference_labels)}
     values = medseg.read_image([wanted.reference]).array[0]
-    array = np.zeros(values.shape, predicted.array.dtype)
+    array = np.zeros(values.shape, np.uint16)
     for item in plan.labels.items:
         array[np.isin(values, [known.get(item.name, -1)] if known else item.values)] = item.written
     reference = replace(predicted, array=array)

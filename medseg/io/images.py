@@ -48,12 +48,12 @@ def image_stem(path: Path) -> str:
 
 
 def is_colour_picture(parts: Mapping[int, Path], channels: int) -> bool:
-    """Whether the one file of a case, its channel 0, is a flat picture with colours for the others (nnU-Net's layout).
+    """Whether the one file of a case, its channel 0, is a picture that has all three as colours (nnU-Net's layout).
 
-    >>> is_colour_picture({0: Path("road_0000.png")}, 3), is_colour_picture({0: Path("brain_0000.nii.gz")}, 2)
+    >>> is_colour_picture({0: Path("road_0000.png")}, 3), is_colour_picture({0: Path("brain_0000.nii.gz")}, 3)
     (True, False)
     """
-    return channels > 1 and parts.keys() == {0} and _suffix(parts[0]) in _RASTER
+    return channels == 3 and parts.keys() == {0} and _suffix(parts[0]) in _RASTER
 
 
 def is_dicom(path: Path) -> bool:

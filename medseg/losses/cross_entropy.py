@@ -44,8 +44,9 @@ def pixel_cross_entropy(
     """Cross-entropy in which a voxel weighs its class's weight (1 without `weights`) plus `extra` where it is hard.
 
     "gaps": `extra` * exp(-(d1 + d2)^2 / (2 sigma_mm^2)) with the distances in mm to the nearest and the second nearest
-    class or region (Ronneberger 2015), which are 0 inside; `sigma_mm` is 5 voxels of the image (along its finest axis)
-    unless given. All pieces of a class are one object: what lies between two of them is not stressed.
+    class or region (Ronneberger 2015), which are 0 inside; regions that share voxels have no gaps. `sigma_mm` is 5
+    voxels of the image (along its finest axis) unless given. All pieces of a class are one object: what lies between
+    two of them is not stressed.
     "edges": `extra` within `band_mm` of a voxel on the other side of a border. Unless given it is 1.5 voxels of the
     image, and reaches at least the next voxel at coarser decoder scales. Ignored voxels make no border.
     """

@@ -121,7 +121,11 @@ def _filled(prediction: LabelMap, reference: LabelMap) -> Float64[np.ndarray, " 
     Filling takes background, so that the Dice of all other classes stays.
     """
     both, size = _overlap(prediction, reference)
+    there = set(np.unique(prediction.array).tolist())
+    written = {item.name: item.written for item in prediction.labels.items}
     for index, item in enumerate(reference.labels.items):
+        if written.get(item.name) not in there:
+            continue
         filled = clean(prediction, [_only(FILL, [item.name])])
         taken = reference.array[filled.array != prediction.array]
         taken = taken if reference.labels.ignore is None else taken[taken != reference.labels.ignore]

@@ -212,11 +212,15 @@ def fit_batch(fit: Fit, patch: Size3, size: Sizes) -> Decision[int]:
     return Decision(low, f"{text}; estimated at most {used_gib:.2f} of {fit.vram_gib:g} GiB")
 
 
+def seen(fit: Fit, patch: Size3) -> float:
+    """The share of the median scan that a patch sees; of a slice in 2D."""
+    return math.prod(min(p / m, 1.0) for p, m in zip(patch[3 - fit.ndim :], fit.median[3 - fit.ndim :], strict=True))
+
+
 def coverage(fit: Fit, patch: Size3) -> str:
     """How much of the median scan a patch sees, in words."""
-    covered = math.prod(min(p / m, 1.0) for p, m in zip(patch[3 - fit.ndim :], fit.median[3 - fit.ndim :], strict=True))
-    seen = "slice" if fit.ndim == 2 else "scan"
-    return f"{_by(patch)} covers {covered:.0%} of the median {seen} ({_by(fit.median)})"
+    whole = "slice" if fit.ndim == 2 else "scan"
+    return f"{_by(patch)} covers {seen(fit, patch):.0%} of the median {whole} ({_by(fit.median)})"
 
 
 def _patch_reason(fit: Fit, largest: Size3, patch: Size3) -> str:

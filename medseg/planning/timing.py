@@ -16,6 +16,7 @@ from medseg.planning.fit import (
     fit_batch,
     fit_patch,
     patches,
+    seen,
     sizes,
     topology_reason,
 )
@@ -42,7 +43,7 @@ def fit_time(fit: Fit, *, hours: float, seconds_of: SecondsOf, estimate: Estimat
                 raise
             break
         step_s = _measured(fit, fitted, presets.BATCH_AT_LEAST, seconds_of)
-        if best is None and seconds / step_s < presets.ENOUGH_STEPS:
+        if best is None and seconds / step_s < max(presets.ENOUGH_STEPS, presets.steps_worth(base)):
             best = _smaller_patch(fit, fitted, step_s, seconds, seconds_of)
             break
         if seconds / step_s < presets.steps_worth(base):
@@ -87,12 +88,11 @@ def _timed(fitted: Fitted, batch: int, step_s: float, seconds: float) -> Fitted:
 def _smaller_patch(fit: Fit, fitted: Fitted, step_s: float, seconds: float, seconds_of: SecondsOf) -> Fitted:
     """Shrink the patch until the steps fit; the time of a step goes with the voxels of its patch."""
     base = fitted.network.topology.channels[0]
-    least, context = presets.steps_worth(base), presets.CONTEXT * math.prod(fit.median[3 - fit.ndim :])
-    whole = patches(fit)
-    for steps, floor in ((presets.ENOUGH_STEPS, context), (least, 0)):
+    least, whole = presets.steps_worth(base), patches(fit)
+    for steps, floor in ((max(presets.ENOUGH_STEPS, least), presets.CONTEXT), (least, 0.0)):
         while seconds / step_s < steps:
             last = math.prod(fitted.sampling.patch)
-            smaller = [patch for patch in whole if floor <= math.prod(patch) < last]
+            smaller = [patch for patch in whole if math.prod(patch) < last and seen(fit, patch) >= floor]
             if not smaller:
                 break
             patch = next((p for p in smaller if math.prod(p) <= last * seconds / steps / step_s), smaller[-1])

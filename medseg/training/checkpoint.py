@@ -16,6 +16,7 @@ from medseg.io.files import whole_file
 
 _KEY = "medseg"
 _NUMBERS = (bool, int, float)
+_SWITCHES = frozenset({"capturable", "differentiable", "foreach", "fused", "maximize"})
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None = None) -> None:
@@ -49,24 +50,45 @@ def pack(
 ) -> dict[str, Tensor]:
     """Every tensor and number that training goes on from, by name; `prefix` tells several networks apart.
 
-    Of an optimiser these are its state and the numbers of its groups. Raises TrainingError for one that keeps something
-    else in its state, which could not be taken up again.
+    Of an optimiser these are its state per parameter and the numbers of its groups, but for switches of how it
+    computes. Raises TrainingError for one that keeps something else, which could not be taken up again.
     """
-    tensors = {f"{prefix}network/{name}": tensor for name, tensor in network.state_dict().items()}
-    tensors |= {f"{prefix}average/{name}": tensor for name, tensor in (average or {}).items()}
-    for number, parameter in enumerate(_parameters(optimizer)):
+    tensors = {f"network/{name}": tensor for name, tensor in network.state_dict().items()}
+    tensors |= {f"average/{name}": tensor for name, tensor in (average or {}).items()}
+    tensors |= {**_states(optimizer), **_groups(optimizer)}
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def _states(optimizer: Optimizer) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    parameters = _parameters(optimizer)
+    known = {id(parameter) for parameter in parameters}
+    if any(id(key) not in known for key in optimizer.state):
+        raise _unknown("a state that belongs to no parameter")
+    for number, parameter in enumerate(parameters):
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                tensors[f"{prefix}optimizer/{number}/{key}"] = value
+                tensors[f"optimizer/{number}/{key}"] = value
             elif isinstance(value, _NUMBERS):
-                tensors[f"{prefix}numbers/{number}/{key}"] = _boxed(value)
+                tensors[f"numbers/{number}/{key}"] = _boxed(value)
             elif value is not None:
-                what = f'the optimiser keeps "{key}" as {type(value).__name__}, which no checkpoint can hold'
-                raise TrainingError(what, hint="keep its state in tensors and numbers, or use sgd or adamw")
-    for number, group in enumerate(optimizer.param_groups):
-        known = {key: value for key, value in group.items() if isinstance(value, _NUMBERS)}
-        tensors |= {f"{prefix}groups/{number}/{key}": _boxed(value) for key, value in known.items()}
+                raise _unknown(f'"{key}" as {type(value).__name__}')
     return tensors
+
+
+def _groups(optimizer: Optimizer) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for number, group in enumerate(optimizer.param_groups):
+        if any(isinstance(value, Tensor) for value in group.values()):
+            raise _unknown("tensors in its groups")
+        numbers = {key: value for key, value in group.items() if isinstance(value, _NUMBERS) and key not in _SWITCHES}
+        tensors |= {f"groups/{number}/{key}": _boxed(value) for key, value in numbers.items()}
+    return tensors
+
+
+def _unknown(what: str) -> TrainingError:
+    hint = "keep its state in tensors and numbers of each parameter, or use sgd or adamw"
+    return TrainingError(f"the optimiser keeps {what}, which no checkpoint can hold", hint=hint)
 
 
 def _boxed(value: float) -> Tensor:

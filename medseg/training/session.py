@@ -250,7 +250,7 @@ def is_finished(folder: Path) -> bool:
 
 @contextmanager
 def own_randomness(device: torch.device) -> Iterator[None]:
-    """Leave torch's global generators and settings as they were; kernels on a GPU repeat, and float32 is float32."""
+    """Leave torch's global generators and settings as they were; kernels on a GPU repeat their results."""
     devices = [device] if device.type == "cuda" else []
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=devices):
@@ -259,7 +259,8 @@ def own_randomness(device: torch.device) -> Iterator[None]:
             return
         torch.set_num_threads(1)  # loader threads work side by side; each with its own pool would fight
         try:
-            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            tf32 = torch.backends.cudnn.allow_tf32  # as the caller has it, and as steps were timed
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32):
                 yield
         finally:
             torch.set_num_threads(threads)

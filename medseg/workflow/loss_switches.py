@@ -42,8 +42,9 @@ def ohem_and_pixel_weights(plan: Plan) -> Iterator[Fight]:
 
 def gaps_without_classes(plan: Plan) -> Iterator[Fight]:
     """Weights of what lies between classes where there is one, or where they overlap."""
-    one, regions = len(plan.labels.items) < 2, plan.labels.are_regions()
-    if (one or regions) and any(_option(term, "place") == "gaps" for term in _terms(plan, _PIXELS)):
+    values = [value for item in plan.labels.items for value in item.values]
+    one, overlap = len(plan.labels.items) < 2, len(set(values)) < len(values)
+    if (one or overlap) and any(_option(term, "place") == "gaps" for term in _terms(plan, _PIXELS)):
         why = "the plan has one: it would be cross_entropy" if one else "there is none where regions overlap"
         what = f"pixel_cross_entropy stresses gaps between classes, and {why}"
         yield Fight("training.losses", what, 'give it "place": "edges", or use cross_entropy')

@@ -80,6 +80,13 @@ def test_what_no_checkpoint_can_hold_is_refused_and_not_forgotten():
     optimizer.state[next(network.parameters())]["past"] = [torch.zeros(1)]
     with pytest.raises(TrainingError, match='keeps "past" as list'):
         checkpoint.pack(network, optimizer, None)
+    network, optimizer = trained(lambda p: torch.optim.SGD(p, lr=0.01))
+    optimizer.state["everything"] = {"d": 1.0}
+    with pytest.raises(TrainingError, match="no parameter"):
+        checkpoint.pack(network, optimizer, None)
+    network, optimizer = trained(lambda p: torch.optim.SGD(p, lr=torch.tensor(0.01)))
+    with pytest.raises(TrainingError, match="tensors in its groups"):
+        checkpoint.pack(network, optimizer, None)
 
 
 def test_equal_content_gives_equal_bytes(tmp_path):

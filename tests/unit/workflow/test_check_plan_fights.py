@@ -103,6 +103,7 @@ def shaped(use: str, channels: tuple[int, ...], *heads: Step, **training: object
 
 ONE = Labels((Label("lesion", (1,)),))
 NESTED = Labels((Label("whole", (1, 2), write=1), Label("core", (2,))))
+APART = Labels((Label("femur", (1, 2)), Label("tibia", (3, 4))))
 SWAPS = {"swap_axis": 2, "swap_values": [1, 2]}
 DSNT = Step("dsnt", {"points": 2})
 LANDMARKS = ("a", "b")
@@ -437,6 +438,7 @@ PEACE = {
     "a cascade with gradients": network(use="cascade"),
     "pairs of samples": tiny_plan(augment=(Step("sample_pairing"),), losses=(DICE, LossTerm(1.0, "focal"))),
     "gaps of two classes": losses(DICE, "pixel_cross_entropy"),
+    "gaps of regions apart": tiny_plan(labels=APART, losses=(DICE, LossTerm(1.0, "pixel_cross_entropy"))),
     "edges of one class": tiny_plan(labels=ONE, losses=(DICE, term("pixel_cross_entropy", place="edges"))),
     "options of blocks": network(options={"attention": "se+aspp", "se_reduction": 4, "aspp_rates": [1, 2]}),
     "options of a block that is always there": network(use="mel_net", options={"aspp_rates": [1, 2]}),
