@@ -1,6 +1,10 @@
 """Every entry of the tables of networks, small: what each is built with, and what its losses are fed."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -24,6 +28,7 @@ MOST = {"direction_fused": 2.0}  # how anisotropic a network may be at most
 SHAPES = tuple(PATCHES)
 HEAD_OPTIONS = {"dsnt": {"points": POINTS}, "heatmap": {"points": POINTS}}
 SMALLER = {"swin_unetr": {"depths": [1, 1, 1, 1], "window": 4}, "unetr": {"hidden": 48, "heads": 4, "places": 2}}
+BRANCHING = {"swin_unetr", "unpool_unet"}  # by values, so that a compiler leaves a part to Python
 NEEDS = {"side": "cascade", "object_boundary": "object_boundary"}  # losses of what one backbone alone returns
 
 
@@ -132,3 +137,64 @@ def refusal(entry):
     except PlanError as error:
         return error
     return None
+
+
+def few():
+    """Backbones in 2D, and in 3D the usual one and the one that is 3D only."""
+    yield from backbones("2d")
+    yield from (entry for entry in backbones("3d") if entry.name in ("direction_fused", "unet"))
+
+
+def graphs(shape):
+    """What is exported and compiled."""
+    for make in (backbones, blocks, heads):
+        yield from make(shape)
+
+
+def tensors(output):
+    """Every float tensor of a network's output."""
+    parts = [*output.logits, *output.sides, *(t for b in output.boundaries for t in (b.edge, b.mask))]
+    return [t for t in (*parts, output.heatmaps, output.points, output.distances) if t is not None]
+
+
+class Finest(torch.nn.Module):
+    """Tensors in a row, as programs return them."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, image):
+        return tensors(self.network(image))
+
+
+def check_export(entry):
+    """A program of the network computes the same."""
+    network, image = Finest(entry.build().eval()), entry.image()
+    with torch.no_grad():
+        wanted = network(image)
+        program = torch.export.export(network, (image,), strict=False)
+        for one, other in zip(program.module()(image), wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def check_compiled(entry):
+    """A graph of the network computes the same; by the eager backend, since code generation is the compiler's business.
+
+    One graph, so that nothing is left to Python, but for BRANCHING.
+    """
+    network, image = entry.build().eval(), entry.image()
+    torch._dynamo.reset()
+    compiled = torch.compile(network, backend="eager", fullgraph=entry.name not in BRANCHING)
+    with torch.no_grad():
+        wanted, found = (tensors(one(image)) for one in (network, compiled))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, msg=lambda text: f"{entry}: {text}")
+
+
+def compile_apart(entries):
+    """Compile in a process of its own, because checked signatures do not survive compiling."""
+    code = f"import battery\nfor entry in {entries}: battery.check_compiled(entry)"
+    found = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=found)
+    assert done.returncode == 0, done.stderr[-3000:]

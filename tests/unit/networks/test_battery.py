@@ -1,15 +1,11 @@
 """Every backbone, block, head and loss in 2D, 3D and on anisotropic grids: one battery over the tables."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import battery
 import pytest
 import torch
-from battery import OUTPUTS, POINTS, SHAPES
+from battery import OUTPUTS, POINTS, SHAPES, tensors
 from safetensors.torch import load, save
 
 from medseg.losses.build import build_loss
@@ -21,10 +17,6 @@ BACKBONES = [entry for shape in SHAPES for entry in battery.backbones(shape)]
 NETWORKS = [entry for shape in SHAPES for make in (battery.blocks, battery.heads) for entry in make(shape)]
 ALL = [*BACKBONES, *NETWORKS]
 ALL_2D = [entry for entry in ALL if entry.network.topology.ndim == 2 or entry.name == "direction_fused"]
-FEW = [
-    *battery.backbones("2d"),
-    *(entry for entry in battery.backbones("3d") if entry.name in ("direction_fused", "unet")),
-]
 SLOW = ("swin_unetr", "unetr")  # in 3D
 COARSE = ("fcn",)  # its strides of 8 show in small 3D patches
 LEARNERS = [
@@ -39,12 +31,6 @@ MEASURED = [
 ]
 assert set(FEW_MEASURED) <= {entry.name for entry in MEASURED}
 LOSSES = [entry for shape in ("2d", "anisotropic") for entry in battery.losses(shape)]
-
-
-def tensors(output):
-    """Every float tensor of a network's output."""
-    parts = [*output.logits, *output.sides, *(t for b in output.boundaries for t in (b.edge, b.mask))]
-    return [t for t in (*parts, output.heatmaps, output.points, output.distances) if t is not None]
 
 
 @pytest.mark.parametrize("entry", ALL, ids=str)
@@ -152,30 +138,14 @@ def test_saved_weights_give_the_same_network(entry, tmp_path):
             assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("entry", [*FEW, *battery.blocks("2d"), *battery.heads("2d")], ids=str)
+@pytest.mark.parametrize("entry", [*battery.few(), *battery.blocks("2d"), *battery.heads("2d")], ids=str)
 def test_it_exports_and_the_export_computes_the_same(entry):
-    network, image = entry.build().eval(), entry.image()
-
-    class Finest(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = network
-
-        def forward(self, image):
-            return tensors(self.network(image))
-
-    with torch.no_grad():
-        wanted = Finest()(image)
-        program = torch.export.export(Finest(), (image,), strict=False)
-        for one, other in zip(program.module()(image), wanted, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    """The others in tests/acceptance/test_networks_graphs.py."""
+    battery.check_export(entry)
 
 
-def test_every_backbone_compiles():
-    """In a process of its own, because checked signatures do not survive compiling."""
-    found = {**os.environ, "PYTHONPATH": str(Path(battery.__file__).parent)}
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=False, env=found)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_networks_compile_as_one_graph():
+    battery.compile_apart('[*battery.few(), *battery.blocks("2d"), *battery.heads("2d")]')
 
 
 @pytest.mark.parametrize("entry", [*battery.backbones("2d"), *battery.losses("2d"), *battery.heads("3d")], ids=str)
@@ -205,22 +175,3 @@ def test_a_loss_is_finite_and_reaches_the_network(entry):
     assert torch.isfinite(value)
     grads = [weight.grad for weight in network.parameters() if weight.grad is not None]
     assert any(grad.abs().sum() > 0 for grad in grads) and all(torch.isfinite(grad).all() for grad in grads)
-
-
-def compile_all():
-    """Compile every backbone and block; by the eager backend, since code generation is the compiler's business.
-
-    As one graph, so that nothing is left to Python, but for two that branch by values.
-    """
-    for entry in [*FEW, *battery.blocks("2d")]:
-        whole = entry.name not in {"swin_unetr", "unpool_unet"}
-        network, image = entry.build().eval(), entry.image()
-        with torch.no_grad():
-            wanted = network(image).logits[0]
-            torch._dynamo.reset()
-            found = torch.compile(network, backend="eager", fullgraph=whole)(image).logits[0]
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4, msg=lambda text, e=entry: f"{e}: {text}")
-
-
-if __name__ == "__main__":
-    compile_all()
