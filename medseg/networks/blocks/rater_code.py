@@ -28,14 +28,15 @@ class RaterCode(nn.Module):
         if raters < 1 or size < 1:
             what = f"codes of {size} numbers for {raters} raters"
             raise PlanError(what, where="network.options", hint="give both as 1 or more")
-        self.codes = nn.Parameter(torch.randn(raters, size))
-        self.spread = nn.Linear(size, channels, bias=False)
-        nn.init.zeros_(self.spread.weight)
+        seeded = torch.Generator().manual_seed(torch.initial_seed())  # all else starts as it would without codes
+        self.codes = nn.Parameter(torch.randn(raters, size, generator=seeded))
+        self.spread_weight = nn.Parameter(torch.zeros(channels, size))  # a Linear would draw numbers, too
         self.raters = None
 
     def forward(self, x: Tensor) -> Tensor:
         mean = self.codes.mean(0, keepdim=True)
-        added = self.spread(mean if self.raters is None else torch.cat([self.codes, mean])[self.raters])
+        codes = mean if self.raters is None else torch.cat([self.codes, mean])[self.raters]
+        added = F.linear(codes, self.spread_weight)
         if len(added) > 1:  # a network that looks at every image in several parts has them in a row
             added = added[:, None].expand(-1, len(x) // len(added), -1).flatten(0, 1)
         shifted = x + added.reshape(*added.shape, *(1,) * (x.dim() - 2)).to(x.dtype)
