@@ -1,5 +1,6 @@
 """Make the channels of an image those a model asks for."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +8,19 @@ import numpy as np
 from jaxtyping import Shaped
 
 from medseg.errors import ImageError
+from medseg.io.raster import RASTER
 from medseg.types.image import Image
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # Rec. ITU-R BT.601
+
+
+def is_colour_picture(parts: Mapping[int, Path], channels: int) -> bool:
+    """Whether the one file of a case, its channel 0, is a picture that has all three as colours (nnU-Net's layout).
+
+    >>> is_colour_picture({0: Path("road_0000.png")}, 3), is_colour_picture({0: Path("brain_0000.nii.gz")}, 3)
+    (True, False)
+    """
+    return channels == 3 and parts.keys() == {0} and parts[0].suffix.lower() in RASTER
 
 
 def match_channels(image: Image, expected: int, path: Path) -> Image:

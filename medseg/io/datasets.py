@@ -7,10 +7,10 @@ from pathlib import Path
 
 from medseg.errors import DatasetError
 from medseg.io.case_tables import case_table, say_gaps
+from medseg.io.channels import is_colour_picture
 from medseg.io.dataset_files import belongs_to_header, entries, known_ending, only_file, relative_name
 from medseg.io.dataset_json import FILE_NAME, Header, error, parse_splits, read_header, read_json, warning
 from medseg.io.dataset_points import find_points, point_names, with_points
-from medseg.io.images import is_colour_picture
 from medseg.io.named_labels import ENDINGS
 from medseg.io.scans import find_cases
 from medseg.types.dataset import Case, Dataset, Fault, Split

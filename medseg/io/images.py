@@ -1,6 +1,6 @@
 """Read scans and label maps of any format, and write label maps and probabilities."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -10,12 +10,13 @@ from jaxtyping import Shaped
 
 from medseg.errors import DicomError, GeometryError, ImageError, MedsegError
 from medseg.io.channels import match_channels, same_channels
+from medseg.io.flat_spacing import image_with_spacing
 from medseg.io.identifiers import shown_uid
 from medseg.io.itk import read_itk, write_itk
 from medseg.io.label_values import some_of, values_in, whole_numbers
 from medseg.io.named_labels import is_named, read_named_labels
 from medseg.io.nifti import read_nifti, write_nifti
-from medseg.io.raster import read_raster, write_raster
+from medseg.io.raster import RASTER, read_raster, write_raster
 from medseg.types.geometry import Geometry
 from medseg.types.image import Image, LabelMap, Probabilities
 from medseg.types.labels import Labels
@@ -23,8 +24,7 @@ from medseg.types.labels import Labels
 _NIFTI = (".nii.gz", ".nii")
 _PAIR = (".hdr.gz", ".hdr")
 _ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
-_RASTER = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
-SUFFIXES = (*_NIFTI, *_PAIR, *_ITK, *_RASTER)
+SUFFIXES = (*_NIFTI, *_PAIR, *_ITK, *RASTER)
 _DICOM = (".dcm", ".dicom", ".ima")
 
 
@@ -45,15 +45,6 @@ def image_stem(path: Path) -> str:
     """
     suffix = _suffix(path)
     return path.name[: -len(suffix)] if suffix else path.stem
-
-
-def is_colour_picture(parts: Mapping[int, Path], channels: int) -> bool:
-    """Whether the one file of a case, its channel 0, is a picture that has all three as colours (nnU-Net's layout).
-
-    >>> is_colour_picture({0: Path("road_0000.png")}, 3), is_colour_picture({0: Path("brain_0000.nii.gz")}, 3)
-    (True, False)
-    """
-    return channels == 3 and parts.keys() == {0} and _suffix(parts[0]) in _RASTER
 
 
 def is_dicom(path: Path) -> bool:
@@ -154,22 +145,26 @@ def read_labels(path: Path, labels: Labels, image: Image | None = None, *, predi
     """
     if is_named(path):
         return read_named_labels(path, labels, image)
-    image = _read_path(path, stored_values=True)
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        raise ImageError("is a JPEG file, which cannot hold labels", where=path, hint="save label maps as PNG")
-    array = image.array
-    if len(array) == 3 and same_channels(array):
-        array = array[:1]
-    if len(array) != 1:
-        raise ImageError(f"has {len(array)} channels", where=path, hint="a label map holds one number per voxel")
+    image = read_stored(path)
     allowed = labels.known() | {0} | ({labels.ignore} if labels.ignore is not None else set())
     allowed |= {item.written for item in labels.items if predicted}
-    grid = whole_numbers(array[0], max(allowed), path)
+    grid = whole_numbers(image.array[0], max(allowed), path)
     unknown = sorted(set(values_in(grid)) - allowed)
     if unknown:
         hint = f"known values are {sorted(allowed)}"
         raise ImageError(f"holds values {some_of(unknown)} that are no class", where=path, hint=hint)
     return LabelMap(grid, image.geometry, labels, image.warnings)
+
+
+def read_stored(path: Path) -> Image:
+    """A label map of any values, as stored: one channel. Raises ImageError for colours, layers and JPEG files."""
+    image = _read_path(path, stored_values=True)
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        raise ImageError("is a JPEG file, which cannot hold labels", where=path, hint="save label maps as PNG")
+    array = image.array[:1] if len(image.array) == 3 and same_channels(image.array) else image.array
+    if len(array) != 1:
+        raise ImageError(f"has {len(array)} channels", where=path, hint="a label map holds one number per voxel")
+    return replace(image, array=array, channels=image.channels[:1])
 
 
 def write_labels(labels: LabelMap, path: Path) -> None:
@@ -238,22 +233,7 @@ def _read_path(
         bad = image.array.size - int(np.count_nonzero(np.isfinite(image.array)))
         if bad:
             raise ImageError(f"{bad} voxels are NaN or infinite", where=path, hint="replace them in the file")
-    return image if spacing_mm is None else _with_spacing(image, spacing_mm)
-
-
-def with_spacing(geometry: Geometry, spacing_mm: tuple[float, float] | None) -> Geometry:
-    """The grid of a flat image that states no spacing, with `spacing_mm` (y, x); any other as it is."""
-    if spacing_mm is None or geometry.unit != "px" or geometry.shape[0] != 1:
-        return geometry
-    return replace(geometry, spacing_mm=(1.0, *spacing_mm), unit="mm")
-
-
-def _with_spacing(image: Image, spacing_mm: tuple[float, float]) -> Image:
-    if image.geometry.unit == "px" and image.geometry.shape[0] == 1:
-        return replace(image, geometry=with_spacing(image.geometry, spacing_mm))
-    if image.source is not None and image.source.format == "dicom-us":  # the reader has taken it
-        return image
-    return replace(image, warnings=(*image.warnings, "states a spacing of its own; the given one is not used"))
+    return image if spacing_mm is None else image_with_spacing(image, spacing_mm)
 
 
 def _decode(path: Path, stored_values: bool, channels_named: bool) -> Image:
@@ -265,7 +245,7 @@ def _decode(path: Path, stored_values: bool, channels_named: bool) -> Image:
         return read_nifti(path, channels_named=channels_named)
     if suffix in _ITK:
         return read_itk(path, channels_named=channels_named)
-    if suffix in _RASTER:
+    if suffix in RASTER:
         return read_raster(path, stored_values=stored_values)
     raise ImageError("is no known image format", where=path, hint=f"use DICOM or one of {', '.join(SUFFIXES)}")
 

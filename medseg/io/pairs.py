@@ -10,7 +10,8 @@ from typing import TypeVar
 import numpy as np
 
 from medseg.errors import DatasetError, GeometryError
-from medseg.io.images import check_same_grid, read_image, read_labels, with_spacing
+from medseg.io.flat_spacing import with_spacing
+from medseg.io.images import check_same_grid, read_image, read_labels
 from medseg.types.dataset import Case, Dataset
 from medseg.types.geometry import Geometry
 from medseg.types.image import Image, LabelMap

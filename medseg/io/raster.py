@@ -17,6 +17,7 @@ from medseg.io.tiff import ALPHA, TURNED, Found, read_tiff
 from medseg.types.geometry import Geometry
 from medseg.types.image import Image, Source
 
+RASTER = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 _AGAIN = "copy or export the file again"
 _FORMATS = ("PNG", "BMP", "JPEG")  # by content; Pillow would run other programs for some others
 

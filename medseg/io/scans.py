@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medseg.io.archives import is_archive
+from medseg.io.channels import is_colour_picture
 from medseg.io.dicom_headers import Header
 from medseg.io.dicom_scan import scan_headers, walk
 from medseg.io.dicom_series import Series, group_headers
 from medseg.io.files import file_sha256
 from medseg.io.identifiers import series_id, writable
-from medseg.io.images import image_stem, is_colour_picture, is_dicom, is_image
+from medseg.io.images import image_stem, is_dicom, is_image
 from medseg.types.dataset import Case
 from medseg.types.progress import Report, silent
 

@@ -38,6 +38,7 @@ def score_case(case_id: str, prediction: LabelMap, reference: LabelMap, *, toler
     distances inf; `state` says which. Raises GeometryError if the grids are not one by `io.images.check_same_grid`.
     """
     _same_grid(case_id, prediction.geometry, reference.geometry)
+    grid = prediction.geometry if reference.geometry.unit == "px" else reference.geometry  # in mm if one of them is
     labels, made = reference.labels, {label.name: label for label in prediction.labels.items}
     array, truth = prediction.array, reference.array
     if labels.ignore is not None:
@@ -49,8 +50,8 @@ def score_case(case_id: str, prediction: LabelMap, reference: LabelMap, *, toler
         ours, theirs = _values(made.get(label.name, label), prediction.labels), label.values
         box = _joint_box([(boxes[0], ours), (boxes[1], theirs)])
         one, two = np.isin(array[box], ours), np.isin(truth[box], theirs)
-        rows[label.name] = _score(one, two, reference.geometry, tolerance_mm)
-    return CaseScores(case_id, rows, reference.geometry.unit, nsd_tolerance_mm=tolerance_mm)
+        rows[label.name] = _score(one, two, grid, tolerance_mm)
+    return CaseScores(case_id, rows, grid.unit, nsd_tolerance_mm=tolerance_mm)
 
 
 def summarise(scores: Sequence[CaseScores]) -> dict[str, object]:

@@ -94,6 +94,11 @@ class HeadedNetwork(nn.Module):
         own = NetworkOutput(sides=found.sides, scale_weights=weights, rater_codes=codes)
         return merged([own, *(head(scales) for head in self.heads)])
 
+    def taught_by(self, raters: Sequence[int]) -> None:
+        """Say whose annotations will be learnt, by number; the mean of their codes is what nobody's images get."""
+        for code in self.rater_codes:
+            code.taught(raters)
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "HeadedNetwork":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return arrange(self, channels_last=next(self.parameters()).device.type == "cpu")

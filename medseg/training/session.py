@@ -129,6 +129,7 @@ def open_session(
     train = tuple(opened(case) for case in cases[0])
     if not train:
         raise TrainingError("no training cases", where=folder, hint="check the splits")
+    network.taught_by(sorted({c.rater for c in train if c.rater is not None and c.rater >= 0}))
     balance = open_balance(plan, device)
     return Session(
         plan=plan,
@@ -241,11 +242,15 @@ def write_facts(session: Session, position: Position, *, finished: bool) -> None
 
 def is_finished(folder: Path) -> bool:
     """Whether the fold trained in `folder` reached its end."""
+    return bool(read_facts(folder).get("finished")) and (folder / WEIGHTS).exists()
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What `write_facts` wrote; nothing where there is none."""
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        return dict(json.loads((folder / FACTS).read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError):
-        return False
-    return bool(facts.get("finished")) and (folder / WEIGHTS).exists()
+        return {}
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from jaxtyping import Float32
 from medseg.errors import DatasetError, GeometryError, MedsegError
 from medseg.io.dataset_points import FOLDER
 from medseg.io.datasets import survey
-from medseg.io.images import read_labels, with_spacing
+from medseg.io.flat_spacing import with_spacing
+from medseg.io.images import read_labels
 from medseg.io.named_labels import is_named
 from medseg.io.pairs import GRID_TOLERANCE, check_label_grid, in_order, read_scan
 from medseg.planning.near_duplicates import find_look_alikes, thumbnail

@@ -5,7 +5,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ from medseg.errors import DatasetError, ImageError, MedsegError
 from medseg.io.dataset_files import entries
 from medseg.io.dataset_json import read_header
 from medseg.io.files import write_text
-from medseg.io.images import check_same_grid, image_stem, is_image, read_image, read_labels
+from medseg.io.flat_spacing import with_spacing
+from medseg.io.images import check_same_grid, image_stem, is_image, read_image, read_labels, read_stored
 from medseg.io.records import read_record
 from medseg.metrics.cases import json_number, score_case, summarise
 from medseg.preprocess.fan import cut_to_fan, image_fan
@@ -40,10 +41,11 @@ def evaluate(
     """Scores of every reference, paired with the prediction of the same name; two folders, or two files.
 
     Without `labels`, those of a dataset.json in or above the references are taken; without one, every value found
-    is a class of its own. A reference whose prediction is missing, unreadable or on another grid is a failed case,
-    last in the result; a prediction without reference is logged. `ultrasound`: the folder of the images (`x.png` or
-    `x_0000.png` for `x`), or one image; then only what lies within the fan of each is scored, and a case without its
-    image fails. Writes nothing. Raises DatasetError if there is no reference or no name in common.
+    is a class of its own. The size of pixels that no file states is that of the same dataset.json. A reference whose
+    prediction is missing, unreadable or on another grid is a failed case, last in the result; a prediction without
+    reference is logged. `ultrasound`: the folder of the images (`x.png` or `x_0000.png` for `x`), or one image; then
+    only what lies within the fan of each is scored, and a case without its image fails. Writes nothing. Raises
+    DatasetError if there is no reference or no name in common.
     """
     predictions, references = Path(predictions), Path(references)
     truth, guess = _maps(references), _maps(predictions)
@@ -60,7 +62,8 @@ def evaluate(
         _LOG.warning("no reference for %d predictions: %s", len(extra), ", ".join(extra[:10]))
     known = labels or _stated_labels(references)
     names = known or _found_labels([*truth.values(), *guess.values()])
-    ours, theirs = _reader(names, known, predicted=True), _reader(names, known)
+    spacing_mm = _stated_spacing(references)
+    ours, theirs = (_placed(_reader(names, known, predicted=own), spacing_mm) for own in (True, False))
     fans = None if ultrasound is None else _maps(Path(ultrasound))
     if fans is not None and Path(ultrasound or "").is_file():
         fans = dict(zip(truth, fans.values(), strict=False))
@@ -189,13 +192,32 @@ def _stated_labels(references: Path) -> Labels | None:
     return None
 
 
+def _stated_spacing(references: Path) -> tuple[float, float] | None:
+    folder = references if references.is_dir() else references.parent
+    for place in (folder, folder.parent):
+        if (place / "dataset.json").is_file():
+            header, _ = read_header(place)
+            return None if header is None else header.spacing_mm
+    return None
+
+
+def _placed(read: Read, spacing_mm: tuple[float, float] | None) -> Read:
+    """How to read a label map whose pixels have a size that its data set states."""
+
+    def placed(path: Path) -> LabelMap:
+        labels = read(path)
+        return replace(labels, geometry=with_spacing(labels.geometry, spacing_mm))
+
+    return placed
+
+
 def _reader(labels: Labels, known: Labels | None, *, predicted: bool = False) -> Read:
     """How to read a label map: only known values, or any whole number where no classes were stated."""
     if known is not None:
         return lambda path: read_labels(path, labels, predicted=predicted)
 
     def read(path: Path) -> LabelMap:
-        image = read_image([path])
+        image = read_stored(path)
         return LabelMap(_whole(image.array[0], path), image.geometry, labels)
 
     return read
@@ -206,7 +228,7 @@ def _found_labels(paths: Sequence[Path]) -> Labels:
     values: set[int] = set()
     for path in paths:
         try:
-            values.update(map(int, np.unique(_whole(read_image([path]).array[0], path))))
+            values.update(map(int, np.unique(_whole(read_stored(path).array[0], path))))
         except MedsegError:
             continue
     return Labels(tuple(Label(str(value), (value,)) for value in sorted(values - {0}) or [1]))

@@ -12,6 +12,7 @@ from medseg.errors import DatasetError, MedsegError
 from medseg.inference.ensemble import chosen
 from medseg.io.archives import unpacked
 from medseg.io.bundles import bundle_folder, bundle_sha256, load_bundle, remove_parts
+from medseg.io.cache import VERSION
 from medseg.io.outputs import format_like
 from medseg.io.processes import Limits, Lost, run_apart
 from medseg.io.scans import find_cases
@@ -248,6 +249,7 @@ def _settings(bundle: ModelBundle, options: PredictOptions) -> dict[str, str]:
         "overlap": str(inference.overlap),
         "mirror_axes": " ".join(map(str, inference.mirror_axes)),
         "clean": str(options.clean),
+        "preprocessing": VERSION,
         **({"seg_kind": options.seg_kind} if "dicom-seg" in options.format else {}),
         **({"spacing_mm": "{} {}".format(*options.spacing_mm)} if options.spacing_mm else {}),
         **({"temporal_median": str(options.temporal_median)} if options.temporal_median != 1 else {}),

@@ -8,9 +8,9 @@ from typing import get_args
 
 import torch
 
-from medseg.errors import MedsegError, lacks_memory
+from medseg.errors import BundleError, MedsegError, lacks_memory
 from medseg.inference.sliding_window import Forward
-from medseg.io.bundles import load_bundle
+from medseg.io.bundles import bundle_sha256, load_bundle
 from medseg.io.identifiers import masked_text, shown_uid
 from medseg.io.images import read_image, write_scores
 from medseg.io.landmarks import read_landmarks
@@ -176,6 +176,8 @@ def predictor_in_worker(folder: Path, options: PredictOptions, made_by: Provenan
     """`Predictor.run` of a worker process, with a copy of the model of its own."""
     device = resolve_device(options.device)
     bundle = load_bundle(folder, trust=options.trust)
+    if bundle_sha256(bundle) != made_by.bundle_sha256:
+        raise BundleError("has changed since this run began", where=folder, hint="predict again with --resume")
     return Predictor(bundle, members_of(bundle, device, options), device, options, made_by).run
 
 

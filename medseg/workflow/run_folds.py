@@ -9,7 +9,7 @@ from typing import Literal
 from medseg.errors import DatasetError, TrainingError
 from medseg.io.records import read_record, write_record
 from medseg.planning.splits import FOLDS, extend_splits, make_splits, split_faults, take_turns
-from medseg.training.session import is_finished
+from medseg.training.session import is_finished, read_facts
 from medseg.types.dataset import Case, Dataset, Split
 from medseg.types.plan import Plan
 
@@ -83,7 +83,7 @@ def say_absent_raters(plan: Plan, raters: Mapping[str, str], fold: Fold, train: 
     absent = sorted(set(plan.raters) - {raters[case] for case in train if case in raters})
     if absent:
         _LOG.warning(
-            "fold %s: no case to learn from by the raters %s; their codes mean nothing", fold, ", ".join(absent)
+            "fold %s: no case to learn from by the raters %s; they get the mean of the others", fold, ", ".join(absent)
         )
 
 
@@ -99,13 +99,30 @@ def wanted_folds(folds: Folds, splits: tuple[Split, ...], out: Path) -> list[Fol
 
 
 def with_finished(wanted: Sequence[Fold], splits: tuple[Split, ...], out: Path, plan: Plan) -> list[Fold]:
-    """Wanted folds, and those of earlier calls that are finished with all their networks, in order."""
+    """Wanted folds, and those of earlier calls that are finished with all their networks, in order.
+
+    Raises TrainingError for a finished network that has learnt from what its fold holds out now.
+    """
     every: list[Fold] = [*range(len(splits)), "all"]
-    return [
-        fold
-        for fold in every
-        if fold in wanted or all(is_finished(run) for run in member_runs(out / f"fold_{fold}", plan))
-    ]
+    found = []
+    for fold in every:
+        runs = [run for run in member_runs(out / f"fold_{fold}", plan) if is_finished(run)]
+        if fold not in wanted and len(runs) < plan.training.members:
+            continue
+        for run in runs if fold != "all" else ():
+            _check_unseen(run, splits[int(fold)])
+        found.append(fold)
+    return found
+
+
+def _check_unseen(run: Path, split: Split) -> None:
+    seen = sorted(set(read_facts(run).get("train", ())) & set(split.val))
+    if seen:
+        raise TrainingError(
+            f"was trained on {len(seen)} cases that its fold holds out now: {', '.join(seen[:5])}",
+            where=run,
+            hint="restore splits.json, or delete this folder to train it anew",
+        )
 
 
 def member_runs(fold: Path, plan: Plan) -> tuple[Path, ...]:

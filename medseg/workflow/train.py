@@ -52,6 +52,7 @@ from medseg.workflow.validate_fold import Validated, validate_fold
 from medseg.workflow.validation import clean_and_score
 
 _LOG = logging.getLogger("medseg")
+_TEACHER = "teacher.json"  # of a network: the bundle that taught it, and which member, if it saw nothing of the fold
 _EDGE = 1e-3  # voxels by which a landmark may lie outside of its scan
 
 
@@ -129,6 +130,7 @@ def train(
         say_absent_raters(plan, raters, fold, split.train)
         for part, one in unfinished_members(here, run):
             _sweep_fold(one)
+            _keep_teacher(guide, taught.get(fold), one)
             fit(
                 part,
                 split.train,
@@ -153,7 +155,7 @@ def train(
         cleaned, scores = clean_and_score(plan, data, validated, report=report, workers=workers)
         facts: dict[str, object] = {"members": [str(fold) for fold in members], "splits_sha256": dealt}
         if guide is not None:
-            facts["teacher"] = _teacher_facts(guide, [taught[fold] for fold in members])
+            facts["teacher"] = _teacher_facts([one for run in members.values() for one in member_runs(run, plan)])
         remove_leftovers(out)
         weights = {fold: [one / WEIGHTS for one in member_runs(run, plan)] for fold, run in members.items()}
         return save_bundle(out / "bundle", cleaned, weights, {**scores, **facts}, refs)
@@ -186,15 +188,23 @@ def _split(dataset: Dataset, splits: tuple[Split, ...], fold: Fold) -> Split:
     return Split(tuple(case.id for case in annotated(dataset)), ()) if fold == "all" else splits[int(fold)]
 
 
-def _teacher_facts(guide: ModelBundle, members: Sequence[str | None]) -> dict[str, object]:
-    """For the scores: whether a teacher has seen the cases that its student is scored on."""
-    unseen = all(member is not None for member in members)
+def _keep_teacher(guide: ModelBundle | None, member: str | None, run: Path) -> None:
+    """Write down who teaches a network; a run that goes on with another is refused by `fit`."""
+    if guide is not None and not (run / _TEACHER).exists():
+        write_record({"bundle_sha256": bundle_sha256(guide), "member": member or ""}, run / _TEACHER)
+
+
+def _teacher_facts(runs: Sequence[Path]) -> dict[str, object]:
+    """For the scores: the teachers, and whether one has seen the cases that its student is scored on."""
+    lessons = [read_record(one / _TEACHER, dict[str, str]) for one in runs if (one / _TEACHER).exists()]
+    unseen = len(lessons) == len(runs) and all(lesson["member"] for lesson in lessons)
     if not unseen:
         _LOG.warning(
             "the teacher has no member of the same fold and splits: it may have learnt from cases that the student is"
             " scored on, so these scores are too good"
         )
-    return {"bundle_sha256": bundle_sha256(guide), "never_saw_validation": unseen}
+    teachers = sorted({lesson["bundle_sha256"] for lesson in lessons})
+    return {"bundle_sha256": " ".join(teachers), "never_saw_validation": unseen}
 
 
 def _prepare_case(plan: Plan, dataset: Dataset, cache: Path, case: Case) -> str:

@@ -40,7 +40,7 @@ def write_checked(
     try:
         names = write_results(prediction, out, case_id, formats, made_by, seg_kind=seg_kind)
         check_written(prediction, out, case_id, formats)
-    except Exception:
+    except BaseException:  # Ctrl-C between writing and reading back, too
         for form in formats:
             (out / output_name(case_id, form)).unlink(missing_ok=True)
         raise
@@ -61,7 +61,7 @@ def write_landmarks_checked(landmarks: Landmarks, out: Path, case_id: str) -> tu
             if what:
                 hint = "the file is not kept; please report this"
                 raise ImageError(f"written and read back, {what}", where=out / name, hint=hint)
-    except Exception:
+    except BaseException:
         for name in names:
             (out / name).unlink(missing_ok=True)
         raise

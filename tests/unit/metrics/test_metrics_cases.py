@@ -96,14 +96,14 @@ def test_the_limit_of_grids_is_that_of_reading(side, limit):
             score_case("x", replace(reference, geometry=moved), reference)
 
 
-def test_a_map_without_a_spacing_lies_on_the_grid_of_the_reference():
-    """As reading an image and a label map takes it; the distances are those of the reference."""
+def test_a_map_without_a_spacing_lies_on_the_grid_of_the_other():
+    """As reading an image and a label map takes it; the distances are in mm."""
     bare = _map([[[1, 1, 0, 0]]], spacing_mm=(1.0, 1.0, 1.0), unit="px")
     placed = _map([[[1, 1, 1, 0]]], spacing_mm=(1.0, 0.5, 0.5))
     assert len(check_label_grid(placed.geometry, bare.geometry)) == 1
     scores = score_case("x", bare, placed)
     assert scores.unit == "mm" and scores.labels["a"].hd95_mm <= 0.5
-    assert score_case("x", placed, bare).unit == "px"
+    assert score_case("x", placed, bare).unit == "mm"
 
 
 def test_pixels_have_no_millilitres():

@@ -4,9 +4,11 @@ import csv
 import json
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image as Picture
 
 from medseg.errors import DatasetError
 from medseg.io.images import write_labels
@@ -45,6 +47,42 @@ def test_files_are_paired_by_name_whatever_their_format(folders):
     assert [(s.case_id, s.labels["bone"].dice) for s in scores] == [("a", 1.0), ("b", 0.5)]
     assert all(s.labels["metal"].state == "both_empty" for s in scores)
     assert [s.done for s in steps] == [1, 2]
+
+
+def test_palettes_are_numbers_and_colours_are_no_labels(tmp_path):
+    """Of PASCAL VOC: read as colours, the second class would have no red and the third that of the first."""
+    classes = np.zeros((8, 10), np.uint8)
+    classes[1:3], classes[4:6], classes[6:, 5:] = 1, 2, 3
+    for folder in ("true", "found"):
+        (tmp_path / folder).mkdir()
+    palette = Picture.fromarray(classes, mode="P")
+    palette.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0])
+    palette.save(tmp_path / "true" / "a.png")
+    Picture.fromarray(np.where(classes == 2, 0, classes).astype(np.uint8)).save(tmp_path / "found" / "a.png")
+    (scores,) = evaluate(tmp_path / "found", tmp_path / "true")
+    assert {name: row.dice for name, row in scores.labels.items()} == {"1": 1.0, "2": 0.0, "3": 1.0}
+    palette.convert("RGB").save(tmp_path / "found" / "a.png")
+    (scores,) = evaluate(tmp_path / "found", tmp_path / "true")
+    assert scores.status == "failed" and "3 channels" in scores.error
+
+
+def test_pixels_have_the_size_that_the_data_set_or_the_other_file_states(tmp_path):
+    truth, found = np.zeros((1, 40, 40), np.uint8), np.zeros((1, 40, 40), np.uint8)
+    truth[0, 10:20, 10:20], found[0, 13:23, 10:20] = 1, 1
+    size = Geometry((1, 40, 40), (1.0, 0.3, 0.1))
+    for folder, array in (("true/labelsTr", truth), ("found", found)):
+        _write(tmp_path / folder, "a.png", array, replace(size, spacing_mm=(1.0, 1.0, 1.0), unit="px"))
+    (scores,) = evaluate(tmp_path / "found", tmp_path / "true" / "labelsTr", labels=LABELS)
+    assert (scores.unit, scores.labels["bone"].hd95_mm) == ("px", 3.0)
+    about = {"channel_names": {"0": "US"}, "labels": {"background": 0, "bone": 1, "metal": 2}, "file_ending": ".png"}
+    (tmp_path / "true" / "dataset.json").write_text(json.dumps({**about, "spacing_mm": [0.3, 0.1]}))
+    (scores,) = evaluate(tmp_path / "found", tmp_path / "true" / "labelsTr")
+    assert scores.unit == "mm" and scores.labels["bone"].hd95_mm == pytest.approx(0.9)
+    (tmp_path / "true" / "dataset.json").unlink()
+    (tmp_path / "found" / "a.png").unlink()
+    _write(tmp_path / "found", "a.nii.gz", found, size)
+    (scores,) = evaluate(tmp_path / "found", tmp_path / "true" / "labelsTr", labels=LABELS)
+    assert scores.unit == "mm" and scores.labels["bone"].hd95_mm == pytest.approx(0.9)
 
 
 def test_a_missing_prediction_fails_and_an_extra_one_is_logged(folders, caplog):

@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 from safetensors.torch import save_file
 
 from medseg.errors import BundleError, DatasetError, ImageError, PlanError
-from medseg.io.bundles import save_bundle
+from medseg.io.bundles import bundle_sha256, load_bundle, save_bundle
 from medseg.io.images import read_image, read_labels, write_labels
 from medseg.io.itk import write_itk
 from medseg.io.nifti import write_nifti
@@ -34,6 +34,7 @@ from medseg.types.plan import (
     Topology,
     Training,
 )
+from medseg.types.result import Provenance
 from medseg.workflow import model, predict_case
 from medseg.workflow import predict as job
 from medseg.workflow.predict import PredictOptions, load_model, predict_folder
@@ -119,6 +120,13 @@ def write_scans(folder, count=3):
 
 def trusted(**changes):
     return PredictOptions(**({"device": "cpu", "trust": ("my_lab",)} | changes))
+
+
+def test_a_worker_that_finds_another_bundle_predicts_nothing(bundle):
+    made_by = Provenance("threshold", bundle_sha256(load_bundle(bundle, trust=("my_lab",))))
+    predict_case.predictor_in_worker(bundle, trusted(), made_by)
+    with pytest.raises(BundleError, match="has changed since this run began"):
+        predict_case.predictor_in_worker(bundle, trusted(), replace(made_by, bundle_sha256="0" * 64))
 
 
 def test_a_file_is_segmented_on_its_own_oblique_grid(bundle, tmp_path):

@@ -12,11 +12,11 @@ from phantoms import SHELL_AND_CORE, write_nifti_dataset, write_png_dataset
 from tiny_run import tiny_plan
 
 from medseg.errors import DatasetError, ImageError, PlanError, TrainingError
-from medseg.io.bundles import load_bundle
+from medseg.io.bundles import bundle_sha256, load_bundle
 from medseg.io.cache import open_case
 from medseg.io.datasets import read_dataset
 from medseg.io.images import read_labels
-from medseg.io.records import read_record
+from medseg.io.records import read_record, write_record
 from medseg.training.lock import locked
 from medseg.types.dataset import Case, Dataset, Split
 from medseg.types.plan import Inference, LossTerm, Step
@@ -207,6 +207,14 @@ def test_cases_added_later_join_the_folds_and_the_others_stay(trained, pictures,
     assert run_splits(data, tmp_path, "cv") == after
 
 
+def test_a_finished_fold_is_never_scored_on_what_it_has_learnt(trained, pictures, tmp_path):
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    first, second, third, *rest = read_record(run / "splits.json", tuple[Split, ...])
+    write_record((first, third, second, *rest), run / "splits.json")
+    with pytest.raises(TrainingError, match=r"was trained on \d cases that its fold holds out now"):
+        train(flat_plan(), pictures, run, folds=1, device="cpu")
+
+
 def test_a_student_says_whether_its_teacher_saw_what_it_is_scored_on(pictures, trained, tmp_path, caplog):
     student = flat_plan(losses=(LossTerm(1.0, "distillation"),))
     run = tmp_path / "student"
@@ -218,6 +226,11 @@ def test_a_student_says_whether_its_teacher_saw_what_it_is_scored_on(pictures, t
         bundle = train(student, pictures, run, folds=2, device="cpu", teacher=trained)
     assert bundle.scores["teacher"]["never_saw_validation"] is False
     assert "too good" in caplog.text
+    lesson = read_record(run / "fold_2" / "teacher.json", dict[str, str])
+    assert lesson == {"bundle_sha256": bundle_sha256(load_bundle(trained / "bundle")), "member": ""}
+    write_record({**lesson, "member": "2"}, run / "fold_2" / "teacher.json")  # as another teacher would have left it
+    bundle = train(student, pictures, run, folds=2, device="cpu", teacher=trained)
+    assert bundle.scores["teacher"]["never_saw_validation"] is True
     with pytest.raises(PlanError, match="needs a teacher"):
         train(student, pictures, tmp_path / "alone", folds=1, device="cpu")
 

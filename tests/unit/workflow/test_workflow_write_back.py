@@ -17,6 +17,7 @@ from medseg.types.geometry import Geometry
 from medseg.types.image import LabelMap
 from medseg.types.labels import Label, Labels
 from medseg.types.result import Prediction, Provenance
+from medseg.workflow import write_back
 from medseg.workflow.write_back import check_written, write_checked
 
 SHAPE = (6, 11, 13)
@@ -46,6 +47,16 @@ def test_every_format_holds_what_was_predicted(predicted, tmp_path, array, kind)
     made = replace(predicted, labels=replace(predicted.labels, array=array))
     names = write_checked(made, tmp_path / "out", "a", VOLUMES, MADE_BY, seg_kind=kind)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
+
+
+def test_what_was_interrupted_before_it_was_read_back_is_removed(predicted, tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(write_back, "check_written", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_checked(predicted, tmp_path / "out", "a", VOLUMES, MADE_BY)
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_regions_are_compared_as_unions(predicted, tmp_path):

@@ -107,6 +107,25 @@ def test_no_raters_or_no_numbers_are_refused(wrong):
         RaterCode(4, **wrong)
 
 
+def test_raters_that_taught_nothing_get_the_mean_of_those_that_did():
+    block = RaterCode(4, raters=3, size=2)
+    torch.nn.init.normal_(block.spread_weight)
+    block.taught([0, 2])
+    x = torch.randn(1, 4, 5, 5)
+
+    def of(rater):
+        block.raters = None if rater is None else torch.tensor([rater])
+        return block(x)
+
+    with torch.no_grad():
+        assert torch.equal(of(None), of(1)) and torch.equal(of(None), of(-1))
+        assert not torch.equal(of(0), of(2)) and not torch.equal(of(0), of(1))
+        block.codes[1] = 100.0
+        before = of(None)
+        block.codes[0] = block.codes[2]
+        assert not torch.equal(of(None), before) and torch.equal(of(None), of(2))
+
+
 @pytest.mark.parametrize("topology", [FLAT, SOLID], ids=["2d", "3d"])
 def test_with_the_same_seed_a_network_starts_as_it_would_without_codes(topology):
     options = {"attention": "rater_code", "rater_code_raters": 3}
