@@ -86,7 +86,7 @@ def predict(
         named twice counts twice; by default those it was trained on. For a 3D model, the axes along which its windows
         are thinnest.
     rater
-        Whose way of annotating is asked for, by the name in the plan's raters; by default the mean of all.
+        Whose way of annotating is asked for, by the name in the plan's raters; by default the mean of all learnt.
     study
         StudyInstanceUID, with dicomweb:URL.
     series

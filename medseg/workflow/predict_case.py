@@ -176,9 +176,10 @@ def predictor_in_worker(folder: Path, options: PredictOptions, made_by: Provenan
     """`Predictor.run` of a worker process, with a copy of the model of its own."""
     device = resolve_device(options.device)
     bundle = load_bundle(folder, trust=options.trust)
-    if bundle_sha256(bundle) != made_by.bundle_sha256:
-        raise BundleError("has changed since this run began", where=folder, hint="predict again with --resume")
-    return Predictor(bundle, members_of(bundle, device, options), device, options, made_by).run
+    members = members_of(bundle, device, options)
+    if bundle_sha256(bundle) != made_by.bundle_sha256:  # asked last: the folder may be replaced while it is read
+        raise BundleError("has changed since this run began", where=folder, hint="predict again")
+    return Predictor(bundle, members, device, options, made_by).run
 
 
 def failed(job: Job, error: str, seconds: float = 0.0) -> CaseReport:

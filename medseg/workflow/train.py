@@ -24,7 +24,7 @@ from medseg.preprocess.fan import has_fan, scored
 from medseg.training.curves import tensorboard
 from medseg.training.lock import locked
 from medseg.training.loop import Hook, fit
-from medseg.training.session import WEIGHTS, is_finished
+from medseg.training.session import CHECKPOINT, WEIGHTS, is_finished
 from medseg.types.dataset import Case, Dataset, Split
 from medseg.types.geometry import Geometry
 from medseg.types.image import Image, LabelMap
@@ -189,8 +189,8 @@ def _split(dataset: Dataset, splits: tuple[Split, ...], fold: Fold) -> Split:
 
 
 def _keep_teacher(guide: ModelBundle | None, member: str | None, run: Path) -> None:
-    """Write down who teaches a network; a run that goes on with another is refused by `fit`."""
-    if guide is not None and not (run / _TEACHER).exists():
+    """Write down who teaches a network; a run that goes on from a checkpoint with another is refused by `fit`."""
+    if guide is not None and not ((run / _TEACHER).exists() and (run / CHECKPOINT).exists()):
         write_record({"bundle_sha256": bundle_sha256(guide), "member": member or ""}, run / _TEACHER)
 
 
