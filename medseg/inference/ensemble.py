@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from medseg.errors import BundleError, ImageError, PlanError
 from medseg.inference.sliding_window import Forward, averaged, flips, mirrored, sliding_window
 from medseg.networks.build import build_network
+from medseg.networks.precision import run
 from medseg.types.geometry import Size3
 from medseg.types.image import Image, Slab
 from medseg.types.plan import Plan, Precision
@@ -19,8 +20,6 @@ from medseg.types.progress import Report, silent
 from medseg.types.result import Member, ModelBundle
 from medseg.types.sides import channel_swap
 from medseg.types.tensors import NetworkOutput
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +42,9 @@ class NetworkForward:
 
     def whole(self, image: Tensor) -> NetworkOutput:
         """Everything the network returns, with the axes that it has."""
-        dtype = _AUTOCAST.get(self.precision)
         raters = None if self.rater is None else torch.full((len(image),), self.rater, device=image.device)
-        with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            seen = image.squeeze(2) if self.flat else image
-            output: NetworkOutput = self.network(seen) if raters is None else self.network(seen, raters)
-        return output
+        with torch.inference_mode():
+            return run(self.network, image.squeeze(2) if self.flat else image, raters, self.precision)
 
 
 def load_members(

@@ -13,6 +13,7 @@ from medseg.errors import PlanError
 from medseg.networks import landmark_heads
 from medseg.networks.attention_unet import attention_unet
 from medseg.networks.bisenet import bisenet
+from medseg.networks.blocks.conv import adopt
 from medseg.networks.blocks.rater_code import RaterCode
 from medseg.networks.boundary_head import boundary
 from medseg.networks.cascade import cascade
@@ -148,7 +149,9 @@ def build_network(network: Network, *, channels: int, outputs: int, deep_supervi
         )
         for number, step in enumerate(network.heads)
     ]
-    return arrange(HeadedNetwork(backbone, heads, deep_supervision=deep_supervision), channels_last=True)
+    whole = HeadedNetwork(backbone, heads, deep_supervision=deep_supervision)
+    adopt(whole)
+    return arrange(whole, channels_last=True)
 
 
 def arrange(network: HeadedNetwork, *, channels_last: bool) -> HeadedNetwork:

@@ -13,11 +13,11 @@ from medseg.losses.term_weights import TermWeights
 from medseg.networks.blocks.options import has_rater_code
 from medseg.networks.build import HeadedNetwork, arrange, build_network
 from medseg.networks.critics import build_critic, judge
+from medseg.networks.precision import run
 from medseg.types.geometry import Size3
-from medseg.types.plan import Network, Options, Precision, Training
-from medseg.types.tensors import Batch, Mixed, NetworkOutput
+from medseg.types.plan import Network, Options, Training
+from medseg.types.tensors import Batch, Mixed
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Update = Callable[[list[nn.Parameter]], None]
 
 
@@ -113,7 +113,7 @@ def run_step(parts: Parts, batch: Batch, training: Training, *, whole: bool) -> 
     """
     for p in parts.network.parameters():
         p.grad = None
-    output = forward(parts.network, batch, training.precision)
+    output = run(parts.network, batch.image, batch.raters, training.precision).as_float32()
     total = parts.loss(output, batch).total
     judged = None
     if parts.critic is not None:
@@ -166,14 +166,6 @@ def _critic_step(critic: nn.Module, states: tuple[list[Tensor], ...], logits: Te
 
 def _regions(job: Job) -> bool:
     return job.regions or job.outputs == 1
-
-
-def forward(network: nn.Module, batch: Batch, precision: Precision) -> NetworkOutput:
-    """Logits computed under autocast, returned in float32."""
-    dtype = _DTYPES.get(precision)
-    with torch.autocast(batch.image.device.type, dtype=dtype, enabled=dtype is not None):
-        output: NetworkOutput = network(batch.image) if batch.raters is None else network(batch.image, batch.raters)
-    return output.as_float32()
 
 
 def _state_copies(use: str, options: Options) -> int:

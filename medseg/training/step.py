@@ -14,13 +14,13 @@ from torch.optim import Optimizer
 from medseg.errors import TrainingError
 from medseg.losses.build import Loss
 from medseg.networks.critics import judge
+from medseg.networks.precision import run
 from medseg.training.adversary import Opponent, learn
 from medseg.training.balance import Balance
 from medseg.types.labels import Labels
 from medseg.types.plan import Precision
 from medseg.types.tensors import Batch, NetworkOutput
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _NEGATIVE = -0.01  # rounding leaves overlaps a little above 1
 _SMALLEST_SCALE = 2.0**-14  # fp16 gradients that overflow even at this scale will not recover
 
@@ -61,7 +61,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     if balance is not None:
         balance.begin()
-    output = forward(network, batch, precision)
+    output = run(network, batch.image, batch.raters, precision).as_float32()
     value = loss(output, batch)
     total = value.total
     terms = {name: float(term.detach()) for name, term in value.terms.items()}
@@ -91,14 +91,6 @@ def train_step(
     if opponent is not None and logits is not None:
         terms["critic"] = learn(opponent, logits, batch)
     return StepResult(size, terms, norm)
-
-
-def forward(network: nn.Module, batch: Batch, precision: Precision) -> NetworkOutput:
-    """The network's logits for a batch, computed in `precision` and returned in float32."""
-    dtype = _AUTOCAST.get(precision)
-    with torch.autocast(batch.image.device.type, dtype=dtype, enabled=dtype is not None):
-        output: NetworkOutput = network(batch.image) if batch.raters is None else network(batch.image, batch.raters)
-    return output.as_float32()
 
 
 def new_average(network: nn.Module) -> dict[str, Tensor]:
@@ -149,7 +141,7 @@ def validate(
     errors = [torch.zeros(0, len(landmarks))]
     with torch.inference_mode():
         for batch in batches:
-            output = forward(network, batch, precision)
+            output = run(network, batch.image, batch.raters, precision).as_float32()
             total += float(loss(output, batch).total)
             if labels.items:
                 counts += overlaps(output.logits[0], batch.target).cpu()

@@ -11,8 +11,7 @@ from medseg.errors import PlanError
 from medseg.networks.blocks.conv import conv
 from medseg.networks.blocks.extent import window
 from medseg.networks.blocks.self_attention import silent_conv
-
-_CONVS = {2: F.conv2d, 3: F.conv3d}
+from medseg.networks.blocks.wide_kernels import convolve
 
 
 class Acmix(nn.Module):
@@ -66,8 +65,8 @@ class Acmix(nn.Module):
     def convolution(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The convolution branch of (b, heads, d, *s), as (b, c, *s)."""
         maps = torch.einsum("th,bhd...->bdt...", self.mix, torch.cat([q, k, v], 1)).flatten(1, 2)
-        padding = tuple(k // 2 for k in self.kernel)
-        return _CONVS[len(padding)](maps, self.shift, padding=padding, groups=self.width)
+        padding, ones = tuple(k // 2 for k in self.kernel), (1,) * len(self.kernel)
+        return convolve(maps, self.shift, None, stride=ones, padding=padding, dilation=ones, groups=self.width)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.reshape(len(x), self.heads, self.width, *x.shape[2:])

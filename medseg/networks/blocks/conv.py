@@ -10,9 +10,10 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from medseg.errors import PlanError
 from medseg.networks.blocks.activations import ACTS, SLOPES, ActKind, acted, after_conv, pieces
 from medseg.networks.blocks.drop import channel_dropout, check_chance
-from medseg.networks.blocks.norm_act import instance_norm_act, keep_recipe, recomputed
+from medseg.networks.blocks.norm_act import instance_norm_act, keep_recipe
 from medseg.networks.blocks.norms import NORMS, BatchNorm, InstanceNorm, NoNorm, NormKind, fold
 from medseg.networks.blocks.options import BlockOptions, check_options
+from medseg.networks.blocks.wide_kernels import convolve, convolve_up
 
 __all__ = [
     "ActKind",
@@ -157,12 +158,30 @@ def initialise(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def adopt(network: nn.Module) -> None:
+    """Let convolutions of torch's own classes compute as those made by `conv` do; weights and their names stay."""
+    for module in network.modules():
+        module.__class__ = _OWN.get(type(module), type(module))
+
+
+def _convolved(layer: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    with keep_recipe(x):
+        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+            return layer._conv_forward(x, layer.weight, layer.bias)  # type: ignore[no-any-return]
+        steps = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        return convolve(x, layer.weight, layer.bias, **steps, groups=layer.groups)
+
+
+def _convolved_up(layer: nn.ConvTranspose2d | nn.ConvTranspose3d, x: Tensor) -> Tensor:
+    steps = {"stride": layer.stride, "dilation": layer.dilation}
+    ends = {"padding": layer.padding, "output_padding": layer.output_padding}
+    with keep_recipe(x):
+        return convolve_up(x, layer.weight, layer.bias, **steps, **ends, groups=layer.groups)  # type: ignore[arg-type]
+
+
 class _Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        if recomputed(x) is None:
-            return super().forward(x)
-        with keep_recipe(x):
-            return super().forward(x)
+        return _convolved(self, x)
 
 
 class _Float32Conv2d(_Conv2d):
@@ -177,23 +196,22 @@ class _Float32Conv2d(_Conv2d):
 
 class _Conv3d(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
-        if recomputed(x) is None:
-            return super().forward(x)
-        with keep_recipe(x):
-            return super().forward(x)
+        return _convolved(self, x)
 
 
 class _Up2d(nn.ConvTranspose2d):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if recomputed(x) is None:
-            return super().forward(x, output_size)
-        with keep_recipe(x):
-            return super().forward(x, output_size)
+        return _convolved_up(self, x) if output_size is None else super().forward(x, output_size)
 
 
 class _Up3d(nn.ConvTranspose3d):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if recomputed(x) is None:
-            return super().forward(x, output_size)
-        with keep_recipe(x):
-            return super().forward(x, output_size)
+        return _convolved_up(self, x) if output_size is None else super().forward(x, output_size)
+
+
+_OWN: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: _Conv2d,
+    nn.Conv3d: _Conv3d,
+    nn.ConvTranspose2d: _Up2d,
+    nn.ConvTranspose3d: _Up3d,
+}

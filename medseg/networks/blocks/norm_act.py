@@ -2,11 +2,12 @@
 
 A U-Net's memory is the tensors autograd keeps: per layer the convolution's result (for the norm) and the
 activated one (as input of the next convolution). The second is cheap to compute again from the first, so
-`instance_norm_act` tells its consumers how, and `RecomputingConv` keeps that instead of the tensor
+`instance_norm_act` tells its consumers how, and convolutions of `conv` keep that instead of the tensor
 (Rota Bulo 2018 inverts the activation; recomputing also holds where the norm's weight is near 0).
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -82,10 +83,13 @@ def recomputed(x: Tensor) -> Callable[[], Tensor] | None:
 
 def keep_recipe(x: Tensor) -> Any:
     """Context in which autograd keeps, wherever it would keep `x`, how to compute it again instead."""
-    again, storage, shape = recomputed(x), x.untyped_storage()._cdata, x.shape  # `pack` lives on: it must not hold `x`
+    again = recomputed(x)
+    if again is None:
+        return nullcontext()
+    storage, shape = x.untyped_storage()._cdata, x.shape  # `pack` lives on: it must not hold `x`
 
     def pack(saved: Tensor) -> Any:
-        if again is None or saved.shape != shape or saved.untyped_storage()._cdata != storage:
+        if saved.shape != shape or saved.untyped_storage()._cdata != storage:
             return saved
         dtype = saved.dtype  # autocast, which chose it, is not on when it is computed again
         return lambda: again().to(dtype)

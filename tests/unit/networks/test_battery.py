@@ -11,7 +11,6 @@ from safetensors.torch import load, save
 from medseg.losses.build import build_loss
 from medseg.planning.memory import estimate_step, measure_step
 from medseg.planning.training_step import random_batch
-from medseg.types.tensors import Batch
 
 BACKBONES = [entry for shape in SHAPES for entry in battery.backbones(shape)]
 NETWORKS = [entry for shape in SHAPES for make in (battery.blocks, battery.heads) for entry in make(shape)]
@@ -85,47 +84,13 @@ def test_a_gradient_reaches_every_parameter(entry):
 
 @pytest.mark.parametrize("entry", LEARNERS, ids=str)
 def test_it_learns_one_patch_by_heart(entry):
-    """Dice of both classes above 0.95 within 200 steps."""
-    network, image = entry.build(), entry.image()
-    target = blob(image)
-    image = image * 0.1 + (target > 0)  # the core is known by its place alone
-    # GG-Net's total, whose boundary terms start 30 times as large, takes longer
-    loss = build_loss([term for term in entry.losses if term.use != "gg_net"])
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
-    found = 0.0
-    for _ in range(200):
-        optimizer.zero_grad()
-        output = network(image)
-        found = min(dice(output.logits[0].argmax(1, keepdim=True) == c, target == c) for c in (1, 2))
-        if found > 0.95:
-            return
-        loss(output, Batch(image, target)).total.backward()
-        optimizer.step()
-    assert found > 0.95
-
-
-def dice(one, other):
-    return float(2 * (one & other).sum() / (one.sum() + other.sum()))
+    """The others in tests/acceptance/test_networks_learn.py."""
+    battery.check_learns(entry)
 
 
 @pytest.mark.parametrize("entry", ALL_2D, ids=str)
 def test_half_precision_gives_about_the_same(entry):
-    network, image = entry.build(), entry.image(2)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = network(image)
-    sum(t.float().square().sum() for t in tensors(found) if t.requires_grad).backward()
-    grads = [weight.grad for weight in network.parameters() if weight.grad is not None]
-    assert grads and all(torch.isfinite(grad).all() for grad in grads)
-    wanted = network(image).logits[0]
-    assert (found.logits[0].float() - wanted).abs().mean() < 0.2 * wanted.abs().mean()
-
-
-def blob(image):
-    """A ball of class 1 with a core of class 2."""
-    size = image.shape[2:]
-    axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in size), indexing="ij")
-    radius = torch.stack(axes).square().sum(0).sqrt()
-    return ((radius < 0.8).long() + (radius < 0.4).long()).expand(len(image), 1, *size)
+    battery.check_half(entry, torch.bfloat16)
 
 
 @pytest.mark.parametrize("entry", ALL, ids=str)
