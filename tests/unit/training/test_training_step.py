@@ -11,7 +11,6 @@ from medseg.networks.build import build_network
 from medseg.training.balance import open_balance
 from medseg.training.step import (
     averaged,
-    forward,
     new_average,
     new_scaler,
     overlaps,
@@ -54,8 +53,18 @@ def test_steps_lower_the_loss(ndim, precision):
 
 
 def test_logits_reach_the_loss_in_float32():
-    network, _ = network_of(2)
-    assert all(logits.dtype == torch.float32 for logits in forward(network, batch_of(2), "bf16").logits)
+    network, plain = network_of(2)
+    seen = []
+
+    def loss(output, batch):
+        seen.extend(output.logits)
+        return plain(output, batch)
+
+    step(network, batch_of(2), loss, torch.optim.SGD(network.parameters(), lr=0.1), precision="bf16")
+    validate(network, [batch_of(2)], loss, TWO, "bf16")
+    assert len(seen) == 2  # of the step, and of the validation
+    assert all(logits.dtype == torch.float32 for logits in seen)
+    assert all(torch.equal(logits, logits.bfloat16().float()) for logits in seen)  # computed in bf16
 
 
 def test_the_update_is_plain_sgd_on_clipped_gradients():
