@@ -159,11 +159,8 @@ def tensors(output):
     return [t for t in (*parts, output.heatmaps, output.points, output.distances) if t is not None]
 
 
-def check_learns(entry):
-    """One patch by heart: classes and their edges wherever they are told (Dice above 0.95), points within half a voxel.
-
-    Steps of a network alone stop at 200; heads that regress, on noise around a ball, take up to a thousand.
-    """
+def check_learns(entry, *, steps=200):
+    """One patch by heart: classes and edges wherever they are told (Dice above 0.95), points within half a voxel."""
     network, image = entry.build(), entry.image()
     target = blob(image)
     image = image * 0.1 + (target > 0)  # the core is known by its place alone
@@ -173,7 +170,7 @@ def check_learns(entry):
     # GG-Net's total, whose boundary terms start 30 times as large, takes longer
     loss = build_loss([term for term in entry.losses if not (alone and term.use == "gg_net")])
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
-    for _ in range(200 if alone else 1500):
+    for _ in range(steps):
         optimizer.zero_grad()
         output = network(image)
         missed = unlearnt(output, batch, alone=alone)

@@ -49,9 +49,11 @@ def source_planes(source: Source | None) -> tuple[Plane, ...]:
 
     Raises DicomError, naming the file, where an image lacks its UIDs or its place.
     """
-    if source is None or not source.format.startswith("dicom"):
+    if source is None or not source.files or not source.format.startswith("dicom"):
         return ()
-    return tuple(plane for path in source.files for plane in _planes(read_header(path), path))
+    first, *others = (_planes(read_header(path), path) for path in source.files)
+    own = [plane for plane in first if not source.frames or plane.frame in source.frames]
+    return (*own, *(plane for planes in others for plane in planes))
 
 
 def match_planes(geometry: Geometry, planes: Sequence[Plane], *, where: object = "") -> tuple[Plane, ...]:

@@ -102,7 +102,7 @@ def _edge_bce(e: Tensor, y: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, counts: Tensor) -> Tensor:
-    return (values * counts).sum() / counts.sum().clamp_min(1)
+    return (values * counts).sum() / counts.count_nonzero().clamp_min(1)
 
 
 _HALF = 0.5 - 1e-6

@@ -34,7 +34,7 @@ def distance(output: NetworkOutput, batch: Batch, *, truncation_mm: float = 5.0,
         counts = (target >= 0).expand_as(found)
     off = found - found.clamp(low, high)
     cost = F.smooth_l1_loss(off, torch.zeros_like(off), beta=beta, reduction="none")
-    return (cost * counts).sum() / counts.sum().clamp_min(1)
+    return (cost * counts).sum() / counts.count_nonzero().clamp_min(1)
 
 
 def distance_range(

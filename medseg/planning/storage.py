@@ -14,6 +14,8 @@ from medseg.planning.allocator import Event
 _ops = torch.ops.aten
 _Backend = torch._C._ConvBackend  # type: ignore[attr-defined]
 _UNROLLED = (_Backend.Slow2d, _Backend.Slow3d, _Backend.SlowTranspose2d, _Backend.SlowTranspose3d)
+_ARITHMETIC = {_ops.add.Tensor, _ops.sub.Tensor, _ops.mul.Tensor, _ops.div.Tensor}
+_SUMS = {_ops.sum.default, _ops.sum.dim_IntList}
 _WIDEST = 14  # kernel of the fast float32 convolutions
 
 
@@ -62,8 +64,11 @@ def kernel_bytes(func: Any, args: tuple[Any, ...]) -> int:
     Batch norm's backward pass copies its input. A bf16 convolution's makes, per thread, transposed copies of one
     sample's input and gradient with channels padded to 16, and sums the weights' gradient in float32. Convolutions
     too small for the fast kernels (float32, batch 1) unroll one sample into columns. The fast ones copy what is not in
-    their memory order.
+    their memory order. Arithmetic on two types copies what has not the type of the result, sums of whole numbers and
+    masks what they sum.
     """
+    if func in _ARITHMETIC or func in _SUMS:
+        return _converted_bytes(func, args)
     if func is _ops.native_batch_norm_backward.default:
         return int(args[1].nbytes)
     if func is _ops.convolution.default:
@@ -77,6 +82,15 @@ def kernel_bytes(func: Any, args: tuple[Any, ...]) -> int:
     samples = min(torch.get_num_threads(), grad.shape[0])
     padded = sum(-(-t.shape[1] // 16) * 16 * t[0, 0].numel() * t.element_size() for t in (grad, x))
     return int(samples * padded + 4 * weight.numel())
+
+
+def _converted_bytes(func: Any, args: tuple[Any, ...]) -> int:
+    """Copies in the type in which an operation computes."""
+    if func in _SUMS:
+        return 0 if args[0].is_floating_point() else int(torch.int64.itemsize * args[0].numel())
+    dtype = torch.result_type(*args[:2])
+    others = (t for t in args[:2] if isinstance(t, Tensor) and t.dim() and t.dtype != dtype)
+    return sum(dtype.itemsize * t.numel() for t in others)
 
 
 def _column_bytes(copied: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> int:

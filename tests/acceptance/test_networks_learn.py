@@ -10,7 +10,7 @@ ENTRIES = [entry for shape in ("3d", "anisotropic") for entry in battery.graphs(
 
 @pytest.mark.parametrize("entry", [*battery.heads("2d"), *ENTRIES], ids=str)
 def test_it_learns_one_patch_by_heart(entry):
-    battery.check_learns(entry)
+    battery.check_learns(entry, steps=1500)  # heads that regress take up to 1100
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -12,6 +12,7 @@ from medseg.errors import DicomError
 from medseg.io.dicom_headers import read_header
 from medseg.io.dicom_series import find_series, read_series
 from medseg.io.images import read_image
+from medseg.io.source_planes import match_planes, source_planes
 from tests.dicom_slices import AXIAL, FRAME, OBLIQUE, ORIGIN, stored, write_slice
 
 MOVED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
@@ -131,6 +132,17 @@ def test_times_and_echoes_are_volumes_of_their_own(tmp_path):
         assert found[1].part == words
         with pytest.raises(DicomError, match=f"holds 2 series: MR 9 x 11, 4 frames.*{words}"):
             read_image([path])
+
+
+def test_slices_of_a_later_volume_are_its_own_frames(tmp_path):
+    raw = stored(8, 0, 300)
+    frames = [frame(k, time=t) for k in range(4) for t in (1, 2)]
+    path = write_multi(tmp_path / "a.dcm", raw, frames, modality="MR")
+    for series, wanted in zip(find_series(tmp_path)[0], ([1, 3, 5, 7], [2, 4, 6, 8]), strict=True):
+        image = read_series(series)
+        assert image.source.frames == tuple(wanted)
+        assert [plane.frame for plane in match_planes(image.geometry, source_planes(image.source))] == wanted
+        assert source_planes(image.source)[0].sop_instance == pydicom.dcmread(path).SOPInstanceUID
 
 
 def test_stacks_of_several_orientations_are_split(tmp_path):
