@@ -10,8 +10,7 @@ from medseg.networks.blocks.activations import pieces
 from medseg.networks.blocks.conv import ConvNormAct, Style, conv
 from medseg.networks.blocks.extent import dilations
 from medseg.networks.blocks.gates import mean
-
-_CONVS = {2: F.conv2d, 3: F.conv3d}
+from medseg.networks.blocks.wide_kernels import convolve
 
 
 class Aspp(nn.Module):
@@ -58,8 +57,8 @@ class FittedConv(nn.Module):
         self.dilation = tuple(dilation)
 
     def forward(self, x: Tensor) -> Tensor:
-        fitted = fitting(self.dilation, x.shape[2:])
-        return _CONVS[len(fitted)](x, self.conv.weight, self.conv.bias, padding=fitted, dilation=fitted)  # type: ignore[arg-type]
+        fitted, ones = fitting(self.dilation, x.shape[2:]), (1,) * len(self.dilation)
+        return convolve(x, self.conv.weight, None, stride=ones, padding=fitted, dilation=fitted, groups=1)  # type: ignore[arg-type]
 
 
 def fitting(dilation: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:

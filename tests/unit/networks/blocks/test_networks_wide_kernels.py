@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from medseg.networks.blocks.acmix import Acmix
+from medseg.networks.blocks.aspp import FittedConv
 from medseg.networks.blocks.conv import adopt, conv
 from medseg.networks.blocks.wide_kernels import convolve, convolve_up
 
@@ -78,6 +80,21 @@ def test_gradients_in_bf16_are_made_of_what_was_computed(kernel, size, channels_
             y.float().square().mean().backward()
             grads.append(layer.weight.grad.clone())
         assert (grads[0] - grads[1]).norm() < 0.02 * grads[1].norm()
+
+
+@pytest.mark.parametrize("block", [lambda: Acmix(16, 3, (1.0,) * 3), lambda: FittedConv(16, 16, (6, 6, 6))])
+def test_blocks_that_convolve_by_themselves_do_so_too(block):
+    """Over two voxels, at which torch's own gradients are wrong."""
+    torch.manual_seed(0)
+    layer, x, grads = block(), torch.randn(2, 16, 2, 4, 4), []
+    weight = layer.shift if isinstance(layer, Acmix) else layer.conv.weight
+    for half in (True, False):
+        dirty()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            y = layer(x)
+        dirty()
+        grads += torch.autograd.grad(y.float().square().mean(), [weight])
+    assert (grads[0] - grads[1]).norm() < 0.02 * grads[1].norm()
 
 
 def test_foreign_convolutions_are_adopted_and_keep_their_weights():
