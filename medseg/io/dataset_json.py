@@ -156,7 +156,8 @@ def _landmarks(content: Mapping[str, Any], faults: list[Fault]) -> tuple[str, ..
     if table is None:
         return None
     names: Any = table.get("names", []) if isinstance(table, dict) else None
-    if not _is_texts(names) or len(set(names)) < len(names) or not all(name.strip() for name in names):
+    names = [name.strip() for name in names] if _is_texts(names) else None
+    if names is None or len(set(names)) < len(names) or not all(names):
         fix = 'write "landmarks": {"names": ["nasion", "menton"]}, every name once, or {} for those in the files'
         faults.append(error('"landmarks" has no list of names', fix))
         return ()

@@ -162,7 +162,8 @@ def _terms(value: Any) -> list[str]:
 def _multi_frame(first: Any, source: Source, geometry: Geometry) -> SourceImages:
     """One multi-frame image, its functional groups reduced to place and size."""
     path = source.files[0]
-    if len(source.files) > 1:
+    series = [_header(other, ["SeriesInstanceUID"]).get("SeriesInstanceUID") for other in source.files[1:]]
+    if first.SeriesInstanceUID in series:
         what = "the scan is spread over several multi-frame files, which a DICOM SEG cannot be drawn on here"
         raise DicomError(what, where=path, hint="write nii.gz")
     shared = (first.get("SharedFunctionalGroupsSequence") or [DicomDataset()])[0]

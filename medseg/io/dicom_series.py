@@ -141,8 +141,9 @@ def read_series(series: Series, *, spacing_mm: tuple[float, float] | None = None
         warnings = (*warnings, f"{tag_name('SeriesInstanceUID')} is missing; the files are taken as one series")
     framed = layout.slices[0].header.frames > 1
     files = tuple(dict.fromkeys(one.header.path for one in layout.slices))
-    frames = tuple(one.plane.frame + 1 for one in layout.slices if framed and one.header.path == files[0])
-    source = Source(files, "dicom-enhanced" if framed else "dicom", series.uid or None, frames=frames)
+    frames = tuple(tuple(one.plane.frame + 1 for one in layout.slices if one.header.path == path) for path in files)
+    kind = "dicom-enhanced" if framed else "dicom"
+    source = Source(files, kind, series.uid or None, frames=frames if framed else ())
     names = tuple(str(i) for i in range(len(array)))
     return Image(array, geometry, names, source, (*layout.warnings, *warnings))
 

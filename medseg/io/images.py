@@ -104,7 +104,8 @@ def read_image(
     arrays = [part.array for part in parts]
     source = parts[0].source
     if source is not None and len(parts) > 1:
-        source = replace(source, files=tuple(file for part in parts if part.source for file in part.source.files))
+        every = dict.fromkeys(file for part in parts if part.source for file in part.source.files)
+        source = replace(source, files=tuple(every))  # channels may be frames of one file
     array = arrays[0] if len(arrays) == 1 else _stack(arrays)
     names = channels or tuple(str(i) for i in range(len(array)))
     return Image(array, parts[0].geometry, names, source, tuple(warnings))

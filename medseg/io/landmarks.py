@@ -23,7 +23,7 @@ _SCHEMA = (
 _TO_LPS = {"LPS": 1.0, "1": 1.0, "RAS": -1.0, "0": -1.0}  # sign of x and y; early versions wrote numbers
 _FCSV_COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
 _UPRIGHT = [-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0]
-_CONFIDENCE = re.compile(r"confidence (\d[\d.]*(?:e-?\d+)?)")
+_CONFIDENCE = re.compile(r"confidence (\d+(?:\.\d+)?(?:e-?\d+)?)")
 _FORMATS = "use .mrk.json, .fcsv or .csv"
 _PIXELS = ("px", "pixel", "pixels")
 _Unit = Literal["mm", "px"]
@@ -63,7 +63,8 @@ def write_landmarks(landmarks: Landmarks, path: Path) -> None:
     """Write .mrk.json, .fcsv or .csv in LPS mm by the name of `path`, whole or not at all.
 
     .mrk.json and .csv keep landmarks without a place, and say so where points are in pixels; .mrk.json has the
-    confidence in the description. Raises ImageError for other names, and for .fcsv if a landmark has no place.
+    confidence in the description. Raises ImageError for other names, and for .fcsv if a landmark has no place or points
+    are in pixels.
     """
     name = path.name.lower()
     if name.endswith(".mrk.json"):
@@ -71,6 +72,8 @@ def write_landmarks(landmarks: Landmarks, path: Path) -> None:
     elif name.endswith(".fcsv"):
         if len(landmarks.placed()) < len(landmarks.names):
             raise ImageError("cannot hold landmarks without a place", where=path, hint="use .mrk.json or .csv")
+        if landmarks.unit != "mm":
+            raise ImageError("cannot say that points are in pixels", where=path, hint="use .mrk.json or .csv")
         write_text(path, _fcsv(landmarks))
     elif name.endswith(".csv"):
         write_text(path, _table(landmarks))
@@ -96,7 +99,7 @@ def _read_markups(text: str) -> tuple[list[_Row], list[str], _Unit]:
 
 
 def _control_point(point: Any, sign: float, number: int) -> _Row:
-    name = str(point.get("label") or point.get("id") or number)
+    name = str(point.get("label") or "").strip() or str(point.get("id") or number)
     stated = _CONFIDENCE.search(str(point.get("description") or ""))
     confidence = float(stated[1]) if stated else None
     position = point.get("position")
@@ -114,7 +117,7 @@ def _read_fcsv(text: str) -> tuple[list[_Row], list[str], _Unit]:
     rows: list[_Row] = []
     for cells in csv.reader(line for line in text.splitlines() if line.strip() and not line.startswith("#")):
         row = dict(zip(columns, cells, strict=False))
-        name = row.get("label") or row["id"]
+        name = (row.get("label") or "").strip() or row["id"].strip()
         rows.append((name, _lps([row["x"], row["y"], row["z"]], sign, name), None))
     return rows, warnings, "mm"
 

@@ -3,6 +3,7 @@
 import warnings as python_warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,10 @@ def source_planes(source: Source | None) -> tuple[Plane, ...]:
 
     Raises DicomError, naming the file, where an image lacks its UIDs or its place.
     """
-    if source is None or not source.files or not source.format.startswith("dicom"):
+    if source is None or not source.format.startswith("dicom"):
         return ()
-    first, *others = (_planes(read_header(path), path) for path in source.files)
-    own = [plane for plane in first if not source.frames or plane.frame in source.frames]
-    return (*own, *(plane for planes in others for plane in planes))
+    read = ((_planes(read_header(path), path), own) for path, own in zip_longest(source.files, source.frames))
+    return tuple(plane for planes, own in read for plane in planes if own is None or plane.frame in own)
 
 
 def match_planes(geometry: Geometry, planes: Sequence[Plane], *, where: object = "") -> tuple[Plane, ...]:

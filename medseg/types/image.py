@@ -14,15 +14,15 @@ from medseg.types.labels import Labels
 class Source:
     """Where an image came from, enough to write a DICOM SEG that refers to it.
 
-    `regions`: boxes of tissue on the grid of the file, where it states them (DICOM ultrasound). `frames`: which of the
-    first file (1, 2, ...) the image is made of, where a file of many frames may hold other volumes, too.
+    `regions`: boxes of tissue on the grid of the file, where it states them (DICOM ultrasound). `frames`: which of
+    each file (1, 2, ...) the image is made of, where files of many frames may hold other volumes, too.
     """
 
     files: tuple[Path, ...]
     format: str
     series_uid: str | None = None
     regions: tuple[Box, ...] = ()
-    frames: tuple[int, ...] = ()
+    frames: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

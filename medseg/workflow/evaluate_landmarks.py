@@ -17,6 +17,7 @@ from medseg.io.files import write_text
 from medseg.io.images import is_image
 from medseg.io.landmarks import read_landmarks
 from medseg.metrics.landmarks import SDR_MM, check_units, score_landmarks, summarise_landmarks
+from medseg.types.landmarks import Landmarks
 from medseg.types.progress import Progress, Report, silent
 from medseg.types.result import LandmarkScores
 
@@ -34,13 +35,13 @@ def evaluate_landmarks(
 
     In mm, or in pixels (see `check_units`). Files are .mrk.json, .fcsv or .csv; where a case has several,
     the first of these is read. `second_reader`: files of another person, whose distance to the reference is given
-    beside. A reference whose prediction is missing, unreadable or in another unit is a failed case, last in the result,
-    and all its landmarks are missing. Writes nothing.
+    beside, where they can be read and are in the same unit. A reference whose prediction is missing, unreadable or in
+    another unit is a failed case, last in the result, and all its landmarks are missing. Writes nothing.
     Raises DatasetError if there is no reference or no name in common.
     """
     predictions, references = Path(predictions), Path(references)
     truth, guess = point_files(references), point_files(predictions)
-    if references.is_file() and predictions.is_file():
+    if references.is_file() and predictions.is_file() and truth and guess:
         guess = dict(zip(truth, guess.values(), strict=True))
     if not truth or not set(truth) & set(guess):
         what = f"none of {len(guess)} predictions has the name of one of {len(truth)} references"
@@ -49,7 +50,7 @@ def evaluate_landmarks(
     if extra:
         _LOG.warning("no reference for %d predictions: %s", len(extra), ", ".join(extra[:10]))
     others = {} if second_reader is None else point_files(Path(second_reader))
-    if references.is_file() and others:
+    if second_reader is not None and references.is_file() and Path(second_reader).is_file():
         others = dict(zip(truth, others.values(), strict=False))
     scores = []
     for number, (name, path) in enumerate(truth.items(), start=1):
@@ -133,14 +134,26 @@ def _score(name: str, prediction: Path | None, reference: Path, second: Path | N
     try:
         truth = read_landmarks(reference)
         missing = dict.fromkeys(truth.placed(), math.nan)
-        other = None if second is None else read_landmarks(second)
         if prediction is None:
             raise DatasetError("no prediction", where=reference, hint="predict this case")
         found = read_landmarks(prediction)
-        check_units(name, found, truth, other)
-        return score_landmarks(name, found, truth, other)
+        check_units(name, found, truth)
+        return score_landmarks(name, found, truth, _other_reader(name, second, found, truth))
     except MedsegError as error:
         return LandmarkScores(name, missing, status="failed", error=str(error))
+
+
+def _other_reader(name: str, path: Path | None, found: Landmarks, truth: Landmarks) -> Landmarks | None:
+    """The points of a second reader, if they can be compared; a prediction is not worse for one that cannot."""
+    if path is None:
+        return None
+    try:
+        other = read_landmarks(path)
+        check_units(name, found, truth, other)
+    except MedsegError as error:
+        _LOG.warning("%s: the second reader is left out: %s", name, error)
+        return None
+    return other
 
 
 def _numbers(errors: Mapping[str, float]) -> dict[str, float | None]:

@@ -36,6 +36,11 @@ def finish(out: Path, report: RunReport) -> None:
     (out / LINES).unlink(missing_ok=True)
 
 
+def exists(out: Path) -> bool:
+    """Whether a run before this one wrote to a folder, whatever became of it."""
+    return any((out / name).is_file() for name in (LINES, REPORT))
+
+
 def earlier(out: Path) -> RunReport | None:
     """What a run before this one left, finished or killed; of several lines of a case the last one counts.
 

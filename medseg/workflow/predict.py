@@ -231,6 +231,10 @@ def _refuse_clashes(jobs: Sequence[Job], out: Path) -> None:
     twice = [name for job in jobs for name in job.names() if named[name.casefold()] > 1]
     if twice:
         raise DatasetError("would be the result of two scans", where=out / twice[0], hint="rename one of them")
+    foreign = [name for job in jobs for name in job.names() if (out / name).exists()]
+    if foreign and not journal.exists(out):
+        what = "is there already, and no report says that a prediction wrote it"
+        raise DatasetError(what, where=out / foreign[0], hint="choose another output folder, or move the file away")
     target = out.resolve()
     written = {target / name for job in jobs for name in job.names()}
     clash = [path for job in jobs for path in job.case.images if path.resolve() in written]

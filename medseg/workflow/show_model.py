@@ -111,6 +111,9 @@ def format_card(card: ModelCard) -> str:
 def _landmark_lines(card: ModelCard) -> list[str]:
     """The mean distance of validation, if the scores have one; they are whatever the bundle holds."""
     part: object = card.scores.get("landmarks")
-    for key in ("summary", "all", "mean_mm"):
-        part = part.get(key) if isinstance(part, Mapping) else None
-    return [f"validation: landmarks {part:.2f} mm away on average"] if isinstance(part, float) else []
+    summary = part.get("summary") if isinstance(part, Mapping) else None
+    every = summary.get("all") if isinstance(summary, Mapping) else None
+    mean = every.get("mean_mm") if isinstance(every, Mapping) else None
+    if not isinstance(mean, float) or not isinstance(summary, Mapping):
+        return []
+    return [f"validation: landmarks {mean:.2f} {summary.get('unit', 'mm')} away on average"]

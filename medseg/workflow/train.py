@@ -219,7 +219,7 @@ def _prepare_case(plan: Plan, dataset: Dataset, cache: Path, case: Case) -> str:
         prepared = prepare_image(image, plan.preprocess)
         target = prepare_labels(labels, prepared.geometry, order=plan.preprocess.label_order)
         inside = _drawn_from(prepared, target, plan)
-        places = _places(case, dataset, prepared.geometry) if plan.landmarks else None
+        places = _places(case, dataset, image.geometry, prepared.geometry) if plan.landmarks else None
         write_case(
             cache, case.id, prepared, target, patch=plan.sampling.patch, sources=sources, inside=inside, points=places
         )
@@ -239,11 +239,20 @@ def _drawn_from(prepared: Image, target: LabelMap, plan: Plan) -> Bool[np.ndarra
     return known if fan is None else known & fan
 
 
-def _places(case: Case, dataset: Dataset, grid: Geometry) -> Float64[np.ndarray, "n 3"]:
+def _places(case: Case, dataset: Dataset, scan: Geometry, grid: Geometry) -> Float64[np.ndarray, "n 3"]:
     """A case's landmarks as places (z, y, x) on its prepared grid; NaN for those outside, which nobody can see."""
-    places = grid.to_voxels(read_points(case, dataset))
-    outside = np.any((places < -0.5 - _EDGE) | (places > np.array(grid.shape) - 0.5 + _EDGE), axis=1, keepdims=True)
-    inside: np.ndarray = np.where(outside, np.nan, places)
+    points = read_points(case, dataset)
+    places, seen = grid.to_voxels(points), _within(grid, points)
+    if cut := int((_within(scan, points) & ~seen).sum()):
+        _LOG.warning("%s: %d landmarks lie outside the box that the crop keeps; they are not learnt from", case.id, cut)
+    inside: np.ndarray = np.where(seen[:, None], places, np.nan)
+    return inside
+
+
+def _within(grid: Geometry, points: Float64[np.ndarray, "n 3"]) -> Bool[np.ndarray, " n"]:
+    """Which points in mm lie in a voxel of a grid."""
+    places = grid.to_voxels(points)
+    inside: np.ndarray = np.all((places >= -0.5 - _EDGE) & (places <= np.array(grid.shape) - 0.5 + _EDGE), axis=1)
     return inside
 
 

@@ -1,6 +1,7 @@
 """Atrous spatial pyramid pooling (Chen 2017)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,8 @@ class FittedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         fitted, ones = fitting(self.dilation, x.shape[2:]), (1,) * len(self.dilation)
-        return convolve(x, self.conv.weight, None, stride=ones, padding=fitted, dilation=fitted, groups=1)  # type: ignore[arg-type]
+        weights: tuple[Any, Any] = self.conv.weight, self.conv.bias  # of a norm that was folded in
+        return convolve(x, *weights, stride=ones, padding=fitted, dilation=fitted, groups=1)
 
 
 def fitting(dilation: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:

@@ -140,7 +140,7 @@ def test_slices_of_a_later_volume_are_its_own_frames(tmp_path):
     path = write_multi(tmp_path / "a.dcm", raw, frames, modality="MR")
     for series, wanted in zip(find_series(tmp_path)[0], ([1, 3, 5, 7], [2, 4, 6, 8]), strict=True):
         image = read_series(series)
-        assert image.source.frames == tuple(wanted)
+        assert image.source.frames == (tuple(wanted),)
         assert [plane.frame for plane in match_planes(image.geometry, source_planes(image.source))] == wanted
         assert source_planes(image.source)[0].sop_instance == pydicom.dcmread(path).SOPInstanceUID
 

@@ -124,6 +124,25 @@ def test_landmarks_are_consistent():
             Landmarks(names, points, confidence)
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.mrk.json", "a.fcsv"])
+def test_blanks_around_names_do_not_count(tmp_path, name):
+    write_landmarks(Landmarks((" tip ", "the end"), np.zeros((2, 3)) + [[1.0], [2.0]]), tmp_path / name)
+    assert read_landmarks(tmp_path / name).names == ("tip", "the end")
+
+
+def test_words_after_a_confidence_are_no_part_of_it(tmp_path):
+    write_landmarks(Landmarks(("tip",), np.zeros((1, 3)), np.array([0.9])), tmp_path / "a.mrk.json")
+    text = (tmp_path / "a.mrk.json").read_text("utf-8")
+    (tmp_path / "a.mrk.json").write_text(text.replace("confidence 0.9", "confidence 0.9. Seen twice"), "utf-8")
+    assert read_landmarks(tmp_path / "a.mrk.json").confidence.tolist() == [0.9]
+
+
+def test_fcsv_cannot_say_that_points_are_in_pixels(tmp_path):
+    with pytest.raises(ImageError, match="cannot say that points are in pixels"):
+        write_landmarks(Landmarks(("tip",), np.zeros((1, 3)), unit="px"), tmp_path / "a.fcsv")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.mrk.json"])
 def test_pixels_are_not_called_mm(tmp_path, name):
     points = Landmarks(("tip", "lost"), np.array([[3.5, 4.0, 0.0], [np.nan] * 3]), unit="px")

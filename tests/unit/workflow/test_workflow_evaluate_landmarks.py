@@ -60,6 +60,29 @@ def test_two_files_may_be_named_differently(folders):
     assert scores.reader_mm == {"nasion": 1.0}
 
 
+def test_the_folder_of_a_second_reader_is_searched_by_name_for_one_file_too(folders):
+    files = folders / "pred/b.mrk.json", folders / "ref/b.fcsv"
+    (scores,) = evaluate_landmarks(*files, second_reader=folders / "second")  # which has case a only
+    assert scores.reader_mm == {}
+
+
+@pytest.mark.parametrize("text", ["no table", "name,x_px,y_px,z_px\nnasion,1,1,1\n"])
+def test_a_prediction_is_not_worse_for_a_second_reader_that_cannot_be_compared(folders, caplog, text):
+    (folders / "second/a.csv").write_text(text)
+    with caplog.at_level(logging.WARNING, "medseg"):
+        scores = evaluate_landmarks(folders / "pred", folders / "ref", second_reader=folders / "second")
+    assert scores[0].status == "ok" and scores[0].reader_mm == {}
+    assert scores[0].errors_mm == pytest.approx({"nasion": 5.0, "menton": 1.0})
+    assert "a: the second reader is left out" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["pred.json", "pred.nii.gz"])
+def test_one_prediction_of_no_landmark_file_is_an_error(folders, name):
+    (folders / name).write_bytes(b"")
+    with pytest.raises(DatasetError, match="none of 0 predictions"):
+        evaluate_landmarks(folders / name, folders / "pred/a.mrk.json")
+
+
 def test_cases_without_a_readable_prediction_fail_and_all_their_landmarks_are_missing(folders, caplog):
     (folders / "pred/a.mrk.json").write_text("{")
     points(folders / "ref/c.csv", [[0, 0, 0], [np.nan] * 3])

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from medseg.cli.tables import report_lines
-from medseg.errors import ImageError
+from medseg.errors import DatasetError, ImageError
 from medseg.io.bundles import save_bundle
-from medseg.io.landmarks import read_landmarks
+from medseg.io.landmarks import read_landmarks, write_landmarks
 from medseg.io.nifti import write_nifti
 from medseg.io.raster import write_raster
 from medseg.networks.build import build_network
@@ -137,6 +137,27 @@ def test_files_of_a_landmark_model_are_points_only_and_the_report_lists_them(tmp
         assert read.names == ("bright", "dark")
         np.testing.assert_allclose(read.points_mm, place(OBLIQUE, BRIGHT, DARK), atol=1e-3)
     assert "2 of 2 landmarks" in report_lines(report)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_points_that_somebody_placed_are_not_written_over(tmp_path, scan):
+    bundle = make_bundle(tmp_path / "model")
+    write_nifti(spots(), OBLIQUE, tmp_path / "a.nii.gz")
+    if not scan:
+        (tmp_path / "a.nii.gz").write_bytes(b"no scan")
+    placed = tmp_path / "a.mrk.json"
+    write_landmarks(Landmarks(("dark",), np.zeros((1, 3))), placed)
+    before = placed.read_bytes()
+    with pytest.raises(DatasetError, match=r"a\.mrk\.json: is there already, and no report says"):
+        predict_folder(bundle, [tmp_path / "a.nii.gz"], tmp_path, options=options())
+    assert placed.read_bytes() == before
+
+
+def test_results_of_a_run_before_are_replaced(tmp_path):
+    bundle = make_bundle(tmp_path / "model")
+    write_nifti(spots(), OBLIQUE, tmp_path / "a.nii.gz")
+    for _ in range(2):
+        assert predict_folder(bundle, [tmp_path / "a.nii.gz"], tmp_path, options=options()).cases[0].status == "ok"
 
 
 def test_files_of_a_joint_model_lie_beside_its_label_map(tmp_path):

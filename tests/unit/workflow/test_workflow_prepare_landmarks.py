@@ -1,6 +1,7 @@
 """Landmarks from their files into the cache of prepared cases."""
 
 import json
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -104,6 +105,17 @@ def test_a_plan_for_other_landmarks_is_refused(tmp_path):
     training = replace(plan.training, losses=(LossTerm(1.0, "dsnt"),), augment=())
     with pytest.raises(PlanError, match="landmarks differ from the data set's"):
         train(replace(plan, network=network, training=training), tmp_path, tmp_path / "run", device="cpu")
+
+
+def test_points_that_the_crop_leaves_out_are_said(tmp_path, caplog):
+    dataset = bright_at_points(tmp_path)
+    write_landmarks(
+        Landmarks(NAMES, np.array([PLACES[0], [0.0, 0.0, 0.0], [500.0] * 3])), tmp_path / "landmarksTr/a.mrk.json"
+    )
+    with caplog.at_level(logging.WARNING, "medseg"):
+        case = open_case(prepare(landmark_plan(crop="nonzero"), dataset, tmp_path / "run", workers=1), "a")
+    assert "a: 1 landmarks lie outside the box that the crop keeps" in caplog.text
+    assert np.isnan(case.points).any(axis=1).tolist() == [False, True, True]
 
 
 def test_points_outside_of_the_prepared_scan_are_unknown_also_in_the_padding_of_its_patch(tmp_path):
