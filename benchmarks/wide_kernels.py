@@ -2,9 +2,10 @@
 
     python benchmarks/wide_kernels.py
 
-Convolutions of 16 channels over (n, 4, 4) voxels, once by `torch.nn.Conv3d` and once by medseg's, whose gradients of
-weights, inputs and biases are compared with those of float64. Before each pass freed memory is full of NaN, so that
-reading what nobody wrote shows. Every convolution runs in a process of its own, because some end it. Linux only.
+Convolutions of 16 channels over (n, 4, 4) voxels (kernels of 3 also with a dilation of 2), once by `torch.nn.Conv3d`
+and once by medseg's, whose gradients of weights, inputs and biases are compared with those of float64. Before each pass
+freed memory is full of NaN, so that reading what nobody wrote shows. Every convolution runs in a process of its own,
+because some end it. Linux only.
 """
 
 import itertools
@@ -17,7 +18,7 @@ from torch import nn
 from medseg.networks.blocks.conv import conv
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
-KERNELS, STRIDES, SIZES, GROUPS = (3, 5, 7), (1, 2), range(1, 9), (1, 16)
+KERNELS, STRIDES, SIZES, GROUPS = ((3, 1), (3, 2), (5, 1), (7, 1)), (1, 2), range(1, 9), (1, 16)  # with dilations
 TOLERANCE = 0.1  # of the largest; half precision is right to a hundredth
 
 
@@ -35,18 +36,21 @@ def main() -> None:
             count[f"{whose}, {'wrong' if process.exitcode == 1 else 'crashed'}"] += 1
             wrong.setdefault((whose, precision, kernel, stride), set()).add(n)
     for (whose, precision, kernel, stride), sizes in wrong.items():
-        print(f"{whose} {precision}: kernel {kernel}, stride {stride}: wrong over {sorted(sizes)} voxels")
+        print(f"{whose} {precision}: kernel and dilation {kernel}, stride {stride}: wrong over {sorted(sizes)} voxels")
     print(dict(count))
 
 
-def judge(whose: str, precision: str, kernel: int, stride: int, n: int, groups: int, channels_last: bool) -> None:
+def judge(
+    whose: str, precision: str, taps: tuple[int, int], stride: int, n: int, groups: int, channels_last: bool
+) -> None:
     """Exit with 1 where a gradient is wrong."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    kernel, dilation = taps
     if whose == "torch":
-        layer: nn.Module = nn.Conv3d(16, 16, kernel, stride, kernel // 2, groups=groups)
+        layer: nn.Module = nn.Conv3d(16, 16, kernel, stride, kernel // 2 * dilation, dilation, groups)
     else:
-        layer = conv(16, 16, (kernel,) * 3, (stride,) * 3, groups=groups)
+        layer = conv(16, 16, (kernel,) * 3, (stride,) * 3, groups=groups, dilation=(dilation,) * 3)
     x = torch.randn(2, 16, n, 4, 4)
     if channels_last:
         layer, x = layer.to(memory_format=torch.channels_last_3d), x.to(memory_format=torch.channels_last_3d)

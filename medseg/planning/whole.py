@@ -1,11 +1,13 @@
 """Landmarks are looked for in whole scans: the finest network grid on which the largest scan is one patch that fits."""
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from medseg.losses.build import LOSSES, WHOLE_LOSSES
 from medseg.planning import decisions, presets
 from medseg.planning.decisions import Decision, SpacingMm
 from medseg.planning.fit import Fit, Fitted, Shortage, first_patch
@@ -17,6 +19,10 @@ STEP = 1.03  # each candidate's finest spacing is so many times that of the one 
 MOST = 200  # candidates: up to 370 times coarser
 SMALLEST = 16  # voxels of the largest scan below which no grid is worth a try
 BLOBS = {"dsnt": 1.0, "heatmap": 3.0}  # width of the Gaussians of a loss, in voxels of the network grid's finest axis
+# Losses that sum overlaps over a sample, or over the batch.
+_SUMMED = frozenset(
+    name for name, loss in {**LOSSES, **WHOLE_LOSSES}.items() if "batch_dice" in inspect.signature(loss).parameters
+)
 
 
 def fit_whole(
@@ -78,9 +84,9 @@ def terms(fit: Fit, *, batch_dice: Decision[bool]) -> Decision[tuple[LossTerm, .
     finest = min(fit.spacing_mm[3 - fit.ndim :])
     for term in fit.preset.losses:
         own: dict[str, Option] = {}
-        if term.use == "dice_ce":
+        if term.use in _SUMMED:
             own = {"batch_dice": batch_dice.value}
-            said.append(batch_dice.reason)
+            said += [] if batch_dice.reason in said else [batch_dice.reason]
         elif term.use in BLOBS:
             width = float(f"{BLOBS[term.use] * finest:.6g}")
             own = {"sigma_mm": width}

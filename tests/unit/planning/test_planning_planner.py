@@ -88,6 +88,20 @@ def test_mirroring_is_the_same_in_training_and_prediction_and_fits_the_network()
         assert [step.options for step in plan.training.augment if step.use == "mirror"] == [{"axes": list(axes)}]
 
 
+@pytest.mark.parametrize("use", ["tversky", "dice", "generalised_dice", "focal_tversky", "cldice"])
+def test_every_loss_of_overlaps_is_summed_as_dice_is(use):
+    wishes = Wishes({"loss.dice_ce": 0, f"loss.{use}": 1})
+    for config, wanted in (("2d", True), ("3d_fullres", True), ("3d_lowres", False)):
+        plan = plans(CBCT, wishes=wishes)[config]
+        assert [term.options["batch_dice"] for term in plan.training.losses] == [wanted]
+        assert "Dice" in plan.reasons["training.losses"]
+
+
+def test_sides_of_a_cascade_are_summed_as_its_end_is():
+    losses = plans(CBCT, preset="cascade")["2d"].training.losses
+    assert [(term.use, term.options["batch_dice"]) for term in losses] == [("dice_ce", True), ("side", True)]
+
+
 def test_the_2d_plan_of_volumes_keeps_slices():
     plan = plans(CBCT)["2d"]
     assert plan.preprocess.spacing_mm == (None, 0.3, 0.3) and plan.sampling.patch[0] == 1

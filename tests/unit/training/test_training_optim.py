@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from medseg.errors import PlanError
+from medseg.networks.blocks.rater_code import RaterCode
 from medseg.networks.blocks.separable import WeightedPool
 from medseg.training.optim import build_optimizer, cosine_restarts, poly, set_rate
 from medseg.training.position import Position, advance, close_epoch, epoch_is_full, keep_time, pace, progress
@@ -73,6 +74,9 @@ def test_an_l1_penalty_needs_batch_norms():
         build_optimizer(nn.BatchNorm1d(2), Step("sgd", {"l1_norms": -0.1}), Step("poly"))
 
 
+DECAYED = {"conv.weight", "linear.weight", "rater.spread_weight"}
+
+
 class Scaled(nn.Module):
     """One of every kind of parameter that must not decay, and of those that must."""
 
@@ -86,6 +90,8 @@ class Scaled(nn.Module):
         self.scale = nn.Parameter(torch.ones(4, 1, 1, 1))
         self.positions = nn.Parameter(torch.ones(5, 2))
         self.pool = WeightedPool(2, (3, 3))
+        self.rater = RaterCode(4, raters=2, size=3)
+        nn.init.ones_(self.rater.spread_weight)  # it starts at 0, which nothing decays
 
 
 @pytest.mark.parametrize(("use", "default"), [("sgd", True), ("adamw", False)])
@@ -99,7 +105,7 @@ def test_norms_biases_and_gammas_do_not_decay_unless_asked_for(use, default):
         assert sum(len(group["params"]) for group in groups) == len(names)
         return {names[id(p)] for group in groups if group["weight_decay"] == 0.1 for p in group["params"]}
 
-    assert decayed(decay_norms=False) == {"conv.weight", "linear.weight"}
+    assert decayed(decay_norms=False) == DECAYED
     assert decayed(decay_norms=True) == set(names.values())
     assert decayed() == decayed(decay_norms=default)
 
@@ -114,7 +120,7 @@ def test_excluded_parameters_stay_where_they_are_without_gradients(use):
         p.grad = torch.zeros_like(p)
     optimizer.step()
     moved = {name for name, p in network.named_parameters() if not torch.equal(p, before[name])}
-    assert moved == {"conv.weight", "linear.weight"}
+    assert moved == DECAYED
     if use == "adamw":
         torch.testing.assert_close(network.conv.weight, before["conv.weight"] * (1 - 0.1 * 0.1))
 

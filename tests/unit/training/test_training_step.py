@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from torch import nn
 from medseg.errors import TrainingError
 from medseg.losses.build import LossValue, build_loss
 from medseg.networks.build import build_network
+from medseg.networks.critics import judge
+from medseg.training.adversary import open_opponent
 from medseg.training.balance import open_balance
 from medseg.training.step import (
     averaged,
@@ -19,7 +22,7 @@ from medseg.training.step import (
     validate,
 )
 from medseg.types.labels import Label, Labels
-from medseg.types.plan import LossTerm
+from medseg.types.plan import Adversary, LossTerm
 from medseg.types.tensors import Batch, NetworkOutput
 
 CPU = torch.device("cpu")
@@ -65,6 +68,23 @@ def test_logits_reach_the_loss_in_float32():
     assert len(seen) == 2  # of the step, and of the validation
     assert all(logits.dtype == torch.float32 for logits in seen)
     assert all(torch.equal(logits, logits.bfloat16().float()) for logits in seen)  # computed in bf16
+
+
+def test_a_critic_is_part_of_the_loss_and_takes_a_step_of_its_own_within_its_bounds():
+    network, loss = network_of(2)
+    plan = tiny_plan(ndim=2)
+    plan = replace(plan, training=replace(plan.training, adversary=Adversary("segan", weight=0.25, lr=0.1)))
+    opponent, batch = open_opponent(plan, CPU), batch_of(2)
+    before = [weight.detach().clone() for weight in opponent.critic.parameters()]
+    logits = network.train()(batch.image)
+    verdict = float(judge(opponent.critic, batch.image, logits.logits[0], batch.target).detach())
+    wanted = float(loss(logits, batch).total.detach()) + 0.25 * verdict
+    found = step(network, batch, loss, torch.optim.SGD(network.parameters(), lr=0.1), opponent=opponent)
+    assert found.loss == pytest.approx(wanted, rel=1e-5)
+    assert found.terms["adversary"] == pytest.approx(verdict, rel=1e-5) and found.terms["critic"] < 0
+    after = list(opponent.critic.parameters())
+    assert all(not torch.equal(one, other) for one, other in zip(after, before, strict=True))
+    assert all(weight.abs().max() <= 0.05 for weight in after)  # a step of 0.1 leaves the bounds
 
 
 def test_the_update_is_plain_sgd_on_clipped_gradients():
