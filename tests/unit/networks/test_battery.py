@@ -16,12 +16,11 @@ BACKBONES = [entry for shape in SHAPES for entry in battery.backbones(shape)]
 NETWORKS = [entry for shape in SHAPES for make in (battery.blocks, battery.heads) for entry in make(shape)]
 ALL = [*BACKBONES, *NETWORKS]
 ALL_2D = [entry for entry in ALL if entry.network.topology.ndim == 2 or entry.name == "direction_fused"]
-SLOW = ("swin_unetr", "unetr")  # in 3D
-COARSE = ("fcn",)  # its strides of 8 show in small 3D patches
+SLOW = ("swin_unetr", "unetr", "fcn")  # to compute or to learn, in 3D
 LEARNERS = [
     *battery.backbones("2d"),
     *battery.blocks("2d"),
-    *(e for shape in ("3d", "anisotropic") for e in battery.backbones(shape) if e.name not in (*SLOW, *COARSE)),
+    *(e for shape in ("3d", "anisotropic") for e in battery.backbones(shape) if e.name not in SLOW),
 ]
 FEW_MEASURED = ("gg_net", "vnet", "cascade", "botnet", "dense", "switchable", "dsnt", "cldice")
 MEASURED = [

@@ -202,6 +202,7 @@ def test_bad_scans_are_failed_lines_and_the_others_are_done(bundle, tmp_path, mo
     (folder / "notes.txt").write_text("not a scan")
     out = tmp_path / "out"
     write_labels(LabelMap(scan(OBLIQUE)[1], OBLIQUE, LABELS), out / "scän 1.nii.gz")
+    (out / "report.json").write_text("{}")  # of a run that wrote it
     whole = job.predict_image
 
     def fails(image, *arguments, case_id, **options):

@@ -48,6 +48,7 @@ def test_a_scan_that_takes_its_process_down_costs_one_case(bundle, tmp_path):
     folder = write_scans(tmp_path / "in", 6, {1: KILLS, 3: HANGS})
     out = tmp_path / "out"
     write_nifti(scan()[1], GRID, out / "s01.nii.gz")
+    (out / "report.json").write_text("{}")  # of a run that wrote it
     report = run(bundle, [folder], out, workers=2, case_minutes=0.1)
     lines = {case.case_id: case for case in report.cases}
     assert list(lines) == [f"s{i:02d}" for i in range(6)]
