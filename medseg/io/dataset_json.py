@@ -82,8 +82,7 @@ def read_header(folder: Path) -> tuple[Header | None, tuple[Fault, ...]]:
     if not channels or labels is None:
         return None, tuple(faults)
     name = _text(content, "name", faults) or folder.resolve().name
-    if ending is not None and not ending.startswith("."):
-        ending = "." + ending
+    ending = ending and "." + ending.removeprefix(".")
     return Header(name, channels, labels, ending, count, listed, groups, raters, landmarks, spacing), tuple(faults)
 
 
@@ -155,13 +154,13 @@ def _landmarks(content: Mapping[str, Any], faults: list[Fault]) -> tuple[str, ..
     table = content.get("landmarks")
     if table is None:
         return None
-    names: Any = table.get("names", []) if isinstance(table, dict) else None
-    names = [name.strip() for name in names] if _is_texts(names) else None
-    if names is None or len(set(names)) < len(names) or not all(names):
-        fix = 'write "landmarks": {"names": ["nasion", "menton"]}, every name once, or {} for those in the files'
-        faults.append(error('"landmarks" has no list of names', fix))
-        return ()
-    return tuple(names)
+    stated: Any = table.get("names", []) if isinstance(table, dict) else None
+    names = tuple(name.strip() for name in stated) if _is_texts(stated) else ("",)
+    if all(names) and len(set(names)) == len(names):
+        return names
+    fix = 'write "landmarks": {"names": ["nasion", "menton"]}, every name once, or {} for those in the files'
+    faults.append(error('"landmarks" has no list of names', fix))
+    return ()
 
 
 def _spacing(content: Mapping[str, Any], faults: list[Fault]) -> tuple[float, float] | None:
