@@ -28,7 +28,7 @@ from medseg.types.image import Image, LabelMap
 from medseg.types.labels import Labels
 from medseg.types.plan import Preprocess
 
-VERSION: Literal["medseg.cache/3"] = "medseg.cache/3"  # also of what a prepared case is made of
+VERSION: Literal["medseg.cache/4"] = "medseg.cache/4"  # also of what a prepared case is made of
 POSITIONS = 10_000
 _BLOCK_VOXELS = 32 * 32 * 32
 _INSIDE, _POINTS = "inside", "points"
@@ -45,7 +45,7 @@ class _File:
 class _Entry:
     """`<case>.json`; `sources` identifies the files the case was made of, `foreground_voxels` counts per value."""
 
-    schema: Literal["medseg.cache/3"]
+    schema: Literal["medseg.cache/4"]
     case_id: str
     channels: tuple[str, ...]
     geometry: Geometry

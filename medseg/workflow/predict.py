@@ -58,7 +58,8 @@ def predict_folder(
     case its line in `report.jsonl`, and at the end all lines in `report.json`. A scan that cannot be read or predicted,
     or that takes its process down, is a failed line with what, where and what to do, and leaves no label map, not even
     an older one. Raises MedsegError only for what concerns all of them: a bad bundle, no scans, an input that is not
-    there, an output folder that another run works in, that cannot be written, or that would mix results with inputs.
+    there, an output folder that another run works in, that cannot be written, that would mix results with inputs, or
+    that holds files of their names though no prediction has left a report there.
     """
     out, given = Path(out), [Path(path) for path in inputs]
     _refuse_missing(given)
@@ -231,10 +232,6 @@ def _refuse_clashes(jobs: Sequence[Job], out: Path) -> None:
     twice = [name for job in jobs for name in job.names() if named[name.casefold()] > 1]
     if twice:
         raise DatasetError("would be the result of two scans", where=out / twice[0], hint="rename one of them")
-    foreign = [name for job in jobs for name in job.names() if (out / name).exists()]
-    if foreign and not journal.exists(out):
-        what = "is there already, and no report says that a prediction wrote it"
-        raise DatasetError(what, where=out / foreign[0], hint="choose another output folder, or move the file away")
     target = out.resolve()
     written = {target / name for job in jobs for name in job.names()}
     clash = [path for job in jobs for path in job.case.images if path.resolve() in written]
@@ -242,6 +239,10 @@ def _refuse_clashes(jobs: Sequence[Job], out: Path) -> None:
         raise DatasetError(
             "would be overwritten by its own result", where=clash[0], hint="choose another output folder"
         )
+    foreign = [name for job in jobs for name in job.names() if (out / name).exists()]
+    if foreign and not journal.exists(out):
+        what = "is there already, in a folder without a report of a prediction"
+        raise DatasetError(what, where=out / foreign[0], hint="choose another output folder, or move the file away")
 
 
 def _settings(bundle: ModelBundle, options: PredictOptions) -> dict[str, str]:

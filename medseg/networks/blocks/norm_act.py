@@ -73,12 +73,13 @@ def _recipe(x: Tensor) -> Callable[[], Tensor]:
 
 def recompute_with(x: Tensor, again: Callable[[], Tensor]) -> None:
     """Note on `x` how to compute it again; `again` must not hold `x`."""
-    x.medseg_again = again  # type: ignore[attr-defined]
+    x.medseg_again = again, x._version  # type: ignore[attr-defined]
 
 
 def recomputed(x: Tensor) -> Callable[[], Tensor] | None:
-    """How to compute `x` again, if anyone said so."""
-    return getattr(x, "medseg_again", None)
+    """How to compute `x` again, if anyone said so and nothing has been written into it since."""
+    again, version = getattr(x, "medseg_again", (None, None))
+    return again if again is None or version == x._version else None
 
 
 def keep_recipe(x: Tensor) -> Any:

@@ -27,10 +27,11 @@ def convolve(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """`F.conv2d` or `F.conv3d` of (b, c, *s), zeros around `x` written out where a kernel is wider than `x` is."""
+    """`F.conv2d` or `F.conv3d` of (b, c, *s) or (c, *s), zeros written out where a kernel is wider than `x`."""
     run = _CONVS[len(stride)]
     if learns() and any(
-        p and d == 1 and n <= k for n, k, p, d in zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True)
+        p and d == 1 and n <= k
+        for n, k, p, d in zip(x.shape[-len(stride) :], weight.shape[2:], padding, dilation, strict=True)
     ):
         x, padding = F.pad(x, [p for each in reversed(padding) for p in (each, each)]), (0,) * len(padding)
     return run(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
@@ -48,7 +49,7 @@ def convolve_up(
     groups: int,
 ) -> Tensor:
     """`F.conv_transpose2d` or `3d` of (b, c, *s), made whole and cut where a kernel is wider than `x` is."""
-    run, size, kernel = _UP_CONVS[len(stride)], x.shape[2:], weight.shape[2:]
+    run, size, kernel = _UP_CONVS[len(stride)], x.shape[-len(stride) :], weight.shape[2:]
     parts = list(zip(size, kernel, stride, padding, output_padding, strict=True))
     whole = learns() and max(dilation) == 1 and all(e <= p for _, _, _, p, e in parts)
     if not (whole and any(p and n <= k for n, k, _, p, _ in parts)):

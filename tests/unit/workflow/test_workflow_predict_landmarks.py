@@ -148,7 +148,7 @@ def test_points_that_somebody_placed_are_not_written_over(tmp_path, scan):
     placed = tmp_path / "a.mrk.json"
     write_landmarks(Landmarks(("dark",), np.zeros((1, 3))), placed)
     before = placed.read_bytes()
-    with pytest.raises(DatasetError, match=r"a\.mrk\.json: is there already, and no report says"):
+    with pytest.raises(DatasetError, match=r"a\.mrk\.json: is there already, in a folder without a report"):
         predict_folder(bundle, [tmp_path / "a.nii.gz"], tmp_path, options=options())
     assert placed.read_bytes() == before
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from medseg.networks.blocks.activations import ACTS, SLOPES, acted, activation
 from medseg.networks.blocks.conv import ConvNormAct, Style, conv
-from medseg.networks.blocks.norm_act import concatenate, instance_norm_act, recomputed
+from medseg.networks.blocks.norm_act import concatenate, instance_norm_act, keep_recipe, recomputed
 from medseg.networks.build import channels_last
 
 
@@ -109,6 +109,19 @@ def test_a_concatenation_is_recomputed_from_its_parts() -> None:
     assert again is not None
     torch.testing.assert_close(again(), joined.detach())
     assert recomputed(concatenate(plain, plain)) is None
+
+
+def test_what_was_written_into_is_not_computed_again_as_it_was() -> None:
+    """A network of one's own may have an activation in place between a layer and its convolution."""
+    layer, after = ConvNormAct(2, 2, (3, 3), (1, 1), Style(), act=False), _random(3, 2, 1, 1)
+    x, grads = _random(1, 2, 6, 6), []
+    for inplace in (True, False):
+        y = torch.relu_(layer(x)) if inplace else torch.relu(layer(x))
+        weight = after.clone().requires_grad_()
+        with keep_recipe(y):
+            result = nn.functional.conv2d(y, weight)
+        grads += torch.autograd.grad(result.square().sum(), [weight])
+    torch.testing.assert_close(*grads)
 
 
 def test_without_gradients_nothing_is_noted() -> None:

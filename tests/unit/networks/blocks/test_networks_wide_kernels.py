@@ -116,6 +116,15 @@ def test_other_paddings_stay(mode):
     assert torch.equal(network(x), wanted)
 
 
+def test_a_sample_without_a_batch_is_taken_as_torch_takes_it():
+    layers = nn.Conv3d(2, 2, 3, padding=1), nn.ConvTranspose3d(2, 2, 3, 2, 1, 1)
+    x = torch.randn(2, 2, 4, 4)
+    wanted = [layer(x) for layer in layers]
+    adopt(nn.ModuleList(layers))
+    for layer, one in zip(layers, wanted, strict=True):
+        torch.testing.assert_close(layer(x), one)
+
+
 def test_padding_by_name_stays():
     network, x = nn.Sequential(nn.Conv2d(1, 1, 3, padding="same")), torch.randn(1, 1, 2, 2)
     wanted = network(x)
