@@ -29,7 +29,7 @@ def convolve(
 ) -> Tensor:
     """`F.conv2d` or `F.conv3d` of (b, c, *s) or (c, *s), zeros written out where a kernel is wider than `x`."""
     run = _CONVS[len(stride)]
-    if learns() and any(
+    if _learns() and any(
         p and d == 1 and n <= k
         for n, k, p, d in zip(x.shape[-len(stride) :], weight.shape[2:], padding, dilation, strict=True)
     ):
@@ -51,7 +51,7 @@ def convolve_up(
     """`F.conv_transpose2d` or `3d` of (b, c, *s), made whole and cut where a kernel is wider than `x` is."""
     run, size, kernel = _UP_CONVS[len(stride)], x.shape[-len(stride) :], weight.shape[2:]
     parts = list(zip(size, kernel, stride, padding, output_padding, strict=True))
-    whole = learns() and max(dilation) == 1 and all(e <= p for _, _, _, p, e in parts)
+    whole = _learns() and max(dilation) == 1 and all(e <= p for _, _, _, p, e in parts)
     if not (whole and any(p and n <= k for n, k, _, p, _ in parts)):
         return run(x, weight, bias, tuple(stride), tuple(padding), tuple(output_padding), groups, tuple(dilation))
     y = run(x, weight, bias, tuple(stride), 0, 0, groups)
@@ -59,6 +59,6 @@ def convolve_up(
     return y[inner]
 
 
-def learns() -> bool:
+def _learns() -> bool:
     """Whether gradients will be asked for; not while a graph is recorded, which must not depend on sizes."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()

@@ -55,6 +55,14 @@ def warnings(folder):
     return [f"{f.case} {f.file}: {f.what}" for f in survey(folder)[1] if f.severity == "warning"]
 
 
+def test_blanks_around_names_of_landmarks_do_not_count(tmp_path):
+    folder = cephalograms(tmp_path)
+    describe(folder, landmarks={"names": [f" {name} " for name in NAMES]}, spacing_mm=[0.3, 0.5])
+    assert survey(folder)[1] == () and read_dataset(folder).landmarks == NAMES
+    describe(folder, landmarks={"names": ["tip", "tip "]}, spacing_mm=[0.3, 0.5])
+    assert any("has no list of names" in what for what in errors(folder))
+
+
 def test_a_data_set_of_points_alone_needs_no_labels(tmp_path):
     dataset = read_dataset(cephalograms(tmp_path))
     assert survey(tmp_path)[1] == ()

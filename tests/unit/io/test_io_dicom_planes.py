@@ -178,6 +178,27 @@ def test_parts_of_a_concatenation_are_one_volume(tmp_path):
     assert [file.name for file in image.source.files] == ["b.dcm", "a.dcm"]
 
 
+def test_volumes_of_a_concatenation_are_their_own_frames_of_every_file(tmp_path):
+    uid = generate_uid()
+    for name, part in [("a", range(3)), ("b", range(3, 6))]:
+        frames = [frame(k, time=t) for t in (1, 2) for k in part]
+        write_multi(tmp_path / f"{name}.dcm", stored(6, 0, 300), frames, modality="MR", ConcatenationUID=uid)
+    for series, wanted in zip(find_series(tmp_path)[0], ((1, 2, 3), (4, 5, 6)), strict=True):
+        image = read_series(series)
+        assert image.source.frames == (wanted, wanted)
+        planes = match_planes(image.geometry, source_planes(image.source))
+        assert tuple(plane.frame for plane in planes) == wanted + wanted
+        assert len({plane.sop_instance for plane in planes}) == 2
+
+
+def test_channels_that_are_volumes_of_one_file_name_it_once(tmp_path):
+    frames = [frame(k, time=t) for t in (1, 2) for k in range(4)]
+    path = write_multi(tmp_path / "a.dcm", stored(8, 0, 300), frames, modality="MR")
+    image = read_image([path, path], channels=("early", "late"), files=[(path,)] * 2, volumes=[0, 1])
+    assert image.source.files == (path,) and image.source.frames == ((1, 2, 3, 4),)
+    assert image.array.shape[0] == 2 and (image.array[0] != image.array[1]).any()
+
+
 def test_single_frames_with_functional_groups_are_a_series(tmp_path):
     for k in range(6):
         write_multi(tmp_path / f"{k}.dcm", stored()[[k]], [frame(k)], SOPInstanceUID=generate_uid())

@@ -206,6 +206,19 @@ def enhanced(path, order):
     return read_image([path])
 
 
+def test_channels_from_several_multi_frame_series_refer_to_the_first(tmp_path):
+    for name in ("1", "2"):
+        (tmp_path / name).mkdir()
+        enhanced(tmp_path / name / "e.dcm", range(6))
+    files = [tmp_path / name / "e.dcm" for name in ("1", "2")]
+    image = read_image(files, channels=("early", "late"))
+    assert image.source.files == tuple(files)
+    referred = pydicom.dcmread(written(tmp_path, image)).ReferencedSeriesSequence[0]
+    first = pydicom.dcmread(files[0])
+    assert referred.SeriesInstanceUID == first.SeriesInstanceUID
+    assert {item.ReferencedSOPInstanceUID for item in referred.ReferencedInstanceSequence} == {first.SOPInstanceUID}
+
+
 @pytest.mark.parametrize("kind", ["binary", "labelmap"])
 def test_frames_of_a_multi_frame_image_are_referred_to_by_number(tmp_path, kind):
     order = (4, 0, 2, 1, 5, 3)

@@ -17,6 +17,7 @@ from medseg.planning.memory import (
     measure_step,
     time_step,
 )
+from medseg.planning.storage import StorageRecorder
 from medseg.planning.training_step import Job, random_batch
 from medseg.training.optim import build_optimizer
 from medseg.training.step import new_scaler, train_step
@@ -45,6 +46,21 @@ TRAINING = Training(
 HEADS, GUIDED = (Step("segmentation"), Step("boundary")), (LossTerm(1.0, "dice_ce"), LossTerm(1.0, "gg_net"))
 PAIR = (LossTerm(1.0, "dice"), LossTerm(1.0, "cross_entropy"))
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [lambda x: x * (x > 0), lambda x: x + x.bfloat16(), lambda x: (x > 0).sum(), lambda x: (x > 0).sum((0, 1))],
+    ids=["masked", "two precisions", "counted", "counted by column"],
+)
+def test_copies_in_another_type_are_counted(operation: Any) -> None:
+    x = torch.randn(64, 64, 64)
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profiler:
+        result = operation(x)
+    with StorageRecorder(cpu_kernels=True) as recorder:
+        again = operation(x)
+    assert torch.equal(result, again)
+    assert live_peak(recorder.events) == pytest.approx(_profiled_peak(profiler), abs=4096)
 
 
 def _job(**changes: Any) -> dict[str, Any]:

@@ -39,6 +39,14 @@ def tensors(header, data=b""):
     return len(text).to_bytes(8, "little") + text + data
 
 
+@pytest.mark.parametrize("unit", ["mm", "px"])
+def test_landmarks_are_as_far_away_as_their_unit_says(tmp_path, capsys, unit):
+    scores = {"landmarks": {"summary": {"unit": unit, "all": {"mean_mm": 2.5}}}}
+    root = make_bundle(tmp_path / "run" / "bundle", scores=scores)
+    assert main(["model", "show", str(root)]) == 0
+    assert f"landmarks 2.50 {unit} away on average" in capsys.readouterr().out
+
+
 def test_a_bundle_is_summed_up(root, capsys):
     card = show_model(root.parent)
     (member,) = card.members

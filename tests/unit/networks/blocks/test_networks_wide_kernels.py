@@ -82,11 +82,13 @@ def test_gradients_in_bf16_are_made_of_what_was_computed(kernel, size, channels_
         assert (grads[0] - grads[1]).norm() < 0.02 * grads[1].norm()
 
 
-@pytest.mark.parametrize("block", [lambda: Acmix(16, 3, (1.0,) * 3), lambda: FittedConv(16, 16, (6, 6, 6))])
+@pytest.mark.parametrize(
+    "block", [lambda: Acmix(16, 3, (1.0,) * 3), lambda: FittedConv(16, 16, (6, 6, 6))], ids=["acmix", "aspp"]
+)
 def test_blocks_that_convolve_by_themselves_do_so_too(block):
     """Over two voxels, at which torch's own gradients are wrong."""
     torch.manual_seed(0)
-    layer, x, grads = block(), torch.randn(2, 16, 2, 4, 4), []
+    layer, x, grads = block().to(memory_format=torch.channels_last_3d), torch.randn(2, 16, 2, 4, 4), []
     weight = layer.shift if isinstance(layer, Acmix) else layer.conv.weight
     for half in (True, False):
         dirty()
@@ -94,6 +96,20 @@ def test_blocks_that_convolve_by_themselves_do_so_too(block):
             y = layer(x)
         dirty()
         grads += torch.autograd.grad(y.float().square().mean(), [weight])
+    assert (grads[0] - grads[1]).norm() < 0.02 * grads[1].norm()
+
+
+def test_transposed_convolutions_in_bf16_learn_right():
+    """As those of MedNeXt with kernels of 5, over two voxels."""
+    torch.manual_seed(0)
+    network, x, grads = nn.Sequential(nn.ConvTranspose3d(16, 16, 5, 2, 2)), torch.randn(2, 16, 2, 1, 1), []
+    adopt(network)
+    for half in (True, False):
+        dirty()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            y = network(x)
+        dirty()
+        grads += torch.autograd.grad(y.float().square().mean(), [network[0].weight])
     assert (grads[0] - grads[1]).norm() < 0.02 * grads[1].norm()
 
 
