@@ -16,7 +16,7 @@ from medseg.types.geometry import MOST_ANISOTROPIC
 from medseg.types.plan import Topology
 
 _FUSIONS = ("concat", "mean")
-_MIXING = ("batch", "switchable")
+_MIXING = ("batch", "adaptive", "switchable")
 
 
 def direction_fused(

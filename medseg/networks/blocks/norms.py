@@ -1,4 +1,4 @@
-"""Norms by name for 2D and 3D, and the statistics that style transfer exchanges."""
+"""Norms by name for 2D and 3D, one of which gives a sample the style of those that were learnt from."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -11,7 +11,7 @@ from medseg.errors import PlanError
 from medseg.networks.blocks.norm_act import instance_norm_act
 
 NormKind = Literal[
-    "instance", "group", "batch", "layer", "global_layer", "switchable", "switchable_no_bn", "none"
+    "instance", "group", "batch", "adaptive", "layer", "global_layer", "switchable", "switchable_no_bn", "none"
 ]  # fmt: skip
 
 
@@ -41,6 +41,20 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
                 where="network.options",
                 hint="use another norm, a larger batch or a larger patch",
             )
+
+
+class AdaptiveNorm(BatchNorm):
+    """Batch norm that in eval gives each sample the running statistics first, by adaptive instance norm (Huang 2017).
+
+    What distinguishes a sample as a whole, such as another scanner's contrast, then no longer matters. A channel of
+    one voxel has no style: it is left to the running statistics.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and x[0, 0].numel() > 1:
+            assert self.running_mean is not None and self.running_var is not None
+            x = adapt_style(x, self.running_mean, self.running_var.sqrt())
+        return super().forward(x)
 
 
 class ChannelLayerNorm(nn.Module):
@@ -137,7 +151,8 @@ def fold(weight: Tensor, bias: Tensor | None, norm: BatchNorm, *, axis: int = 0)
 
 def style_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per sample and channel of (b, c, *s), each (b, c): its style (Huang 2017)."""
-    var, mean = torch.var_mean(x, tuple(range(2, x.dim())), correction=0)
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    var, mean = torch.var_mean(wide, tuple(range(2, x.dim())), correction=0)
     return mean, var.sqrt()
 
 
@@ -148,7 +163,7 @@ def adapt_style(x: Tensor, mean: Tensor, std: Tensor, *, eps: float = 1e-6) -> T
     """
     own_mean, own_std = (t[(...,) + (None,) * (x.dim() - 2)] for t in style_statistics(x))
     new_mean, new_std = (t[(...,) + (None,) * (x.dim() - 2)] for t in (mean, std))
-    return (x - own_mean) / own_std.clamp_min(eps) * new_std + new_mean
+    return torch.addcmul(new_mean, x - own_mean, new_std / own_std.clamp_min(eps)).to(x.dtype)
 
 
 def _group_norm(channels: int) -> nn.Module:
@@ -174,6 +189,7 @@ NORMS: Mapping[str, Callable[[int], nn.Module]] = {
     "instance": InstanceNorm,
     "group": _group_norm,
     "batch": BatchNorm,
+    "adaptive": AdaptiveNorm,
     "layer": ChannelLayerNorm,
     "global_layer": _global_layer_norm,
     "switchable": SwitchableNorm,

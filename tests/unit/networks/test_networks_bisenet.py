@@ -8,6 +8,7 @@ from medseg.errors import PlanError
 from medseg.losses.build import at_scale, build_loss
 from medseg.networks.bisenet import Fusion, Refinement, bisenet
 from medseg.networks.blocks.conv import Style
+from medseg.networks.blocks.norms import AdaptiveNorm, BatchNorm, NoNorm
 from medseg.networks.build import build_network
 from medseg.types.plan import LossTerm, Network, Topology
 from medseg.types.tensors import Batch, NetworkOutput
@@ -38,7 +39,9 @@ def test_the_paths_meet_at_an_eighth_and_the_logits_have_the_size_of_the_image(
     torch.testing.assert_close(network.eval()(image).logits[0], network.train()(image).logits[0])
 
 
-@pytest.mark.parametrize("options", [{}, {"norm": "batch"}, {"pooling": "weighted"}, {"encoder": "mobilenet"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"norm": "batch"}, {"norm": "adaptive"}, {"pooling": "weighted"}, {"encoder": "mobilenet"}], ids=str
+)
 def test_every_weight_learns(options: dict[str, object]) -> None:
     network = _build(SHORT, **options)
     for _ in range(2):  # the last norms of residual blocks start at 0 and hide what is before them
@@ -60,6 +63,16 @@ def test_both_auxiliary_heads_are_taught_as_much_as_the_main_one() -> None:
     assert all(layer.weight.grad.any() for layer in network.heads[0].convs)
     finest = network.eval()(batch.image)
     assert finest.scale_weights == () and len(finest.logits) == 1
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("batch", BatchNorm), ("adaptive", AdaptiveNorm), ("instance", NoNorm)])
+def test_pooled_features_have_norms_that_one_value_can_have(norm: str, kind: type) -> None:
+    network = _build(SHORT, norm=norm)
+    pooled = network.get_submodule("backbone.tail.1")
+    gates = [network.get_submodule(f"backbone.refine.{k}.gate") for k in (0, 1)]
+    assert [type(layer.norm) for layer in (pooled, *gates)] == [kind] * 3
+    x = torch.randn(1, pooled.conv.in_channels, 1, 1)
+    assert not torch.allclose(pooled.eval()(x), pooled(2 * x)), "what was pooled is not lost"
 
 
 def test_gates_lie_between_0_and_1_and_weigh_whole_channels() -> None:
