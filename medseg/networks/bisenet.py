@@ -1,6 +1,5 @@
 """BiSeNet: fast 2D segmentation from a path that keeps places and one that sees context (Yu 2018)."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, Unpack
 
@@ -18,7 +17,6 @@ from medseg.networks.unet import Sizes, refuse_gates
 from medseg.types.plan import Topology
 
 Pooling = Literal["mean", "weighted"]
-_POOLED: Mapping[NormKind, NormKind] = {"batch": "batch", "adaptive": "adaptive"}  # norms that one value can have
 
 
 def bisenet(
@@ -35,10 +33,10 @@ def bisenet(
 ) -> nn.Module:
     """BiSeNet: three strided convolutions beside an `encoder` that goes to the coarsest stage (Yu 2018).
 
-    Nothing but the last interpolation happens at full size. Norms of pooled features are `norm` where that is
-    "batch" or "adaptive" and left out otherwise, because one value per channel is left. "weighted" `pooling` learns
-    where to look. Takes any image whose size is a multiple of `topology.divisor()`. Raises PlanError in 3D, for fewer
-    than three stages, and for attention on skips.
+    Nothing but the last interpolation happens at full size. Norms of pooled features are batch norms where `norm` is
+    "batch" and left out otherwise, because one value per channel is left. "weighted" `pooling` learns where to look.
+    Takes any image whose size is a multiple of `topology.divisor()`. Raises PlanError in 3D, for fewer than three
+    stages, and for attention on skips.
     """
     if topology.ndim != 2 or len(topology.channels) < 3:
         raise PlanError(
@@ -78,7 +76,7 @@ class BiSeNet(nn.Module):
         self.refine = nn.ModuleList(
             Refinement(sizes.channels[k], width, sizes.kernels[k], pooling, style) for k in (last, last - 1)
         )
-        pooled = replace(style, norm=_POOLED.get(style.norm, "none"), dropout=0.0)
+        pooled = replace(style, norm="batch" if style.norm == "batch" else "none", dropout=0.0)
         self.tail = nn.Sequential(
             _pool(pooling, sizes.channels[last]), ConvNormAct(sizes.channels[last], width, ones, ones, pooled)
         )
@@ -107,7 +105,7 @@ class Refinement(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, ...], pooling: Pooling, style: Style) -> None:
         super().__init__()
         ones = (1, 1)
-        gate = replace(style, norm=_POOLED.get(style.norm, "none"))
+        gate = replace(style, norm="batch" if style.norm == "batch" else "none")
         self.conv = ConvNormAct(inputs, outputs, kernel, ones, style)
         self.pool = _pool(pooling, outputs)
         self.gate = ConvNormAct(outputs, outputs, ones, ones, gate, act=False)

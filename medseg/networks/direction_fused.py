@@ -16,7 +16,7 @@ from medseg.types.geometry import MOST_ANISOTROPIC
 from medseg.types.plan import Topology
 
 _FUSIONS = ("concat", "mean")
-_MIXING = ("batch", "adaptive", "switchable")
+_MIXING = ("batch", "switchable")
 
 
 def direction_fused(

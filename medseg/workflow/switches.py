@@ -205,4 +205,4 @@ def _batch_norm(plan: Plan) -> str | None:
     if network.options.get("encoder") == "repvgg":
         return "the encoder repvgg, which has batch norm,"
     norm = resolved(network.options, BACKBONES.get(network.use), "norm")
-    return {"batch": "batch norm", "adaptive": "adaptive norm", "switchable": "switchable norm"}.get(str(norm))
+    return {"batch": "batch norm", "switchable": "switchable norm"}.get(str(norm))

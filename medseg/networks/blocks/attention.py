@@ -23,6 +23,7 @@ from medseg.networks.blocks.self_attention import (
     NonLocal,
     PositionAttention,
 )
+from medseg.networks.blocks.style import AdaptiveInstanceNorm
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,11 @@ def rater_code(channels: int, ndim: int, spacing: Sequence[float], *, raters: in
     return RaterCode(channels, raters=raters, size=size)
 
 
+def adain(channels: int, ndim: int, spacing: Sequence[float]) -> nn.Module:
+    """Adaptive instance norm: in prediction, features with the mean and deviation of training (Huang 2017)."""
+    return AdaptiveInstanceNorm(channels)
+
+
 ATTENTION: Mapping[str, Attention] = {
     "gate": Attention("skip", gate),
     "se": Attention("stage", se),
@@ -128,6 +134,7 @@ ATTENTION: Mapping[str, Attention] = {
     "sk": Attention("stage", sk, styled=True),
     "cbam": Attention("stage", cbam),
     "eca": Attention("stage", eca),
+    "adain": Attention("stage", adain),
     "non_local": Attention("bottom", non_local),
     "danet_position": Attention("bottom", danet_position),
     "danet_channel": Attention("bottom", danet_channel),

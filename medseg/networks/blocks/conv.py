@@ -92,7 +92,7 @@ class ConvNormAct(nn.Module):
 
     def fuse(self) -> nn.Module:
         """The layer, its batch norm made part of the convolution as eval mode has it; other norms stay."""
-        if type(self.norm) is BatchNorm:  # not one that adapts to each sample
+        if isinstance(self.norm, BatchNorm):
             layer = next(part for part in self.conv.modules() if isinstance(part, _ConvNd))
             axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
             with_weights(layer, *fold(layer.weight, layer.bias, self.norm, axis=axis))

@@ -1,4 +1,4 @@
-"""Norms by name for 2D and 3D, one of which gives a sample the style of those that were learnt from."""
+"""Norms by name for 2D and 3D."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -11,7 +11,7 @@ from medseg.errors import PlanError
 from medseg.networks.blocks.norm_act import instance_norm_act
 
 NormKind = Literal[
-    "instance", "group", "batch", "adaptive", "layer", "global_layer", "switchable", "switchable_no_bn", "none"
+    "instance", "group", "batch", "layer", "global_layer", "switchable", "switchable_no_bn", "none"
 ]  # fmt: skip
 
 
@@ -41,20 +41,6 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
                 where="network.options",
                 hint="use another norm, a larger batch or a larger patch",
             )
-
-
-class AdaptiveNorm(BatchNorm):
-    """Batch norm that in eval gives each sample the running statistics first, by adaptive instance norm (Huang 2017).
-
-    What distinguishes a sample as a whole, such as another scanner's contrast, then no longer matters. A channel of
-    one voxel has no style: it is left to the running statistics.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training and x[0, 0].numel() > 1:
-            assert self.running_mean is not None and self.running_var is not None
-            x = adapt_style(x, self.running_mean, self.running_var.sqrt())
-        return super().forward(x)
 
 
 class ChannelLayerNorm(nn.Module):
@@ -149,23 +135,6 @@ def fold(weight: Tensor, bias: Tensor | None, norm: BatchNorm, *, axis: int = 0)
     return folded.to(weight.dtype), shift.to(weight.dtype)
 
 
-def style_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per sample and channel of (b, c, *s), each (b, c): its style (Huang 2017)."""
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    var, mean = torch.var_mean(wide, tuple(range(2, x.dim())), correction=0)
-    return mean, var.sqrt()
-
-
-def adapt_style(x: Tensor, mean: Tensor, std: Tensor, *, eps: float = 1e-6) -> Tensor:
-    """`x` with the style `mean`, `std`, each (b, c) or (c,): adaptive instance norm (Huang 2017).
-
-    A channel whose deviation is below `eps` becomes its new mean.
-    """
-    own_mean, own_std = (t[(...,) + (None,) * (x.dim() - 2)] for t in style_statistics(x))
-    new_mean, new_std = (t[(...,) + (None,) * (x.dim() - 2)] for t in (mean, std))
-    return torch.addcmul(new_mean, x - own_mean, new_std / own_std.clamp_min(eps)).to(x.dtype)
-
-
 def _group_norm(channels: int) -> nn.Module:
     """Groups of 8 channels or more, at most 32 of them, all of the same size (Wu 2018)."""
     most = max(1, min(32, channels // 8))
@@ -189,7 +158,6 @@ NORMS: Mapping[str, Callable[[int], nn.Module]] = {
     "instance": InstanceNorm,
     "group": _group_norm,
     "batch": BatchNorm,
-    "adaptive": AdaptiveNorm,
     "layer": ChannelLayerNorm,
     "global_layer": _global_layer_norm,
     "switchable": SwitchableNorm,

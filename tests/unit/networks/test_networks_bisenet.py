@@ -8,7 +8,7 @@ from medseg.errors import PlanError
 from medseg.losses.build import at_scale, build_loss
 from medseg.networks.bisenet import Fusion, Refinement, bisenet
 from medseg.networks.blocks.conv import Style
-from medseg.networks.blocks.norms import AdaptiveNorm, BatchNorm, NoNorm
+from medseg.networks.blocks.norms import BatchNorm, NoNorm
 from medseg.networks.build import build_network
 from medseg.types.plan import LossTerm, Network, Topology
 from medseg.types.tensors import Batch, NetworkOutput
@@ -39,9 +39,7 @@ def test_the_paths_meet_at_an_eighth_and_the_logits_have_the_size_of_the_image(
     torch.testing.assert_close(network.eval()(image).logits[0], network.train()(image).logits[0])
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"norm": "batch"}, {"norm": "adaptive"}, {"pooling": "weighted"}, {"encoder": "mobilenet"}], ids=str
-)
+@pytest.mark.parametrize("options", [{}, {"norm": "batch"}, {"pooling": "weighted"}, {"encoder": "mobilenet"}], ids=str)
 def test_every_weight_learns(options: dict[str, object]) -> None:
     network = _build(SHORT, **options)
     for _ in range(2):  # the last norms of residual blocks start at 0 and hide what is before them
@@ -65,7 +63,7 @@ def test_both_auxiliary_heads_are_taught_as_much_as_the_main_one() -> None:
     assert finest.scale_weights == () and len(finest.logits) == 1
 
 
-@pytest.mark.parametrize(("norm", "kind"), [("batch", BatchNorm), ("adaptive", AdaptiveNorm), ("instance", NoNorm)])
+@pytest.mark.parametrize(("norm", "kind"), [("batch", BatchNorm), ("instance", NoNorm)])
 def test_pooled_features_have_norms_that_one_value_can_have(norm: str, kind: type) -> None:
     network = _build(SHORT, norm=norm)
     pooled = network.get_submodule("backbone.tail.1")

@@ -112,7 +112,6 @@ def test_every_weight_learns() -> None:
         (replace(CUBE, spacing_mm=(2.1, 1.0, 1.0)), {}, "anisotropic"),
         (Topology(2, (4,), ((1, 1, 1),), ((1, 3, 3),), (1,)), {}, "3D"),
         (CUBE, {"norm": "batch"}, "mixes"),
-        (CUBE, {"norm": "adaptive"}, "mixes"),
         (CUBE, {"encoder": "repvgg"}, "mixes"),
         (CUBE, {"slices": 2}, "odd"),
         (CUBE, {"fuse": "max"}, "concat, mean"),

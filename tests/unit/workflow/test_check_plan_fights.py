@@ -216,7 +216,6 @@ ROWS = [
     ),
     ("batch_norm_of_one_sample", "sampling.batch", "batch norm", batch(1, norm="batch")),
     ("batch_norm_of_one_sample", "sampling.batch", "switchable", batch(1, norm="switchable")),
-    ("batch_norm_of_one_sample", "sampling.batch", "adaptive", batch(1, norm="adaptive")),
     ("batch_norm_of_one_sample", "sampling.batch", "repvgg", batch(1, encoder="repvgg")),
     (
         "mixing_with_what_needs_hard_labels",

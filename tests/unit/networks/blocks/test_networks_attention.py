@@ -10,7 +10,7 @@ from medseg.networks.blocks.attention import ATTENTION, PassSkip, after_stage, o
 from medseg.networks.blocks.conv import InstanceNorm, Style
 
 ALONE = [name for name, kind in ATTENTION.items() if kind.place != "skip"]
-IDENTITY = ["non_local", "danet_position", "danet_channel", "danet", "botnet", "acmix"]
+IDENTITY = ["adain", "non_local", "danet_position", "danet_channel", "danet", "botnet", "acmix"]
 SPACINGS = {"2d": (1.0, 1.0), "3d": (1.0, 1.0, 1.0), "thick": (4.0, 1.0, 1.0)}
 
 
@@ -32,7 +32,7 @@ def test_two_sizes_pass_and_every_weight_learns(name: str, spacing: tuple[float,
         if not p.any():  # gammas and last norms start at 0 and hide what is before them
             nn.init.constant_(p, 0.1)
     for size in _sizes(spacing):
-        x = torch.randn(2, 8, *size)
+        x = torch.randn(2, 8, *size, requires_grad=True)
         assert block(x).shape == x.shape
     torch.manual_seed(1)
     (block(x) * torch.randn_like(x)).sum().backward()

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg.errors import PlanError
-from medseg.networks.blocks.norms import NORMS, AdaptiveNorm, SwitchableNorm, adapt_style, style_statistics
+from medseg.networks.blocks.norms import NORMS, SwitchableNorm
 
 SIZES = [(5, 6), (3, 4, 5)]
 
@@ -27,14 +27,14 @@ def _norm(name: str, channels: int) -> nn.Module:
 def _groups(name: str, shape: torch.Size) -> list[tuple[slice, slice]]:
     """Samples and channels that share statistics over all voxels."""
     b, c = shape[:2]
-    if name in ("batch", "adaptive"):
+    if name == "batch":
         return [(slice(0, b), slice(j, j + 1)) for j in range(c)]
     step = {"instance": 1, "group": 8, "global_layer": c}[name]
     return [(slice(i, i + 1), slice(j, j + step)) for i in range(b) for j in range(0, c, step)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["instance", "group", "batch", "adaptive", "global_layer"])
+@pytest.mark.parametrize("name", ["instance", "group", "batch", "global_layer"])
 def test_statistics_are_those_of_the_norms_groups(name: str, size: tuple[int, ...]) -> None:
     x, module = 3 * _random(2, 24, *size) + 1, _norm(name, 24)
     expected = torch.empty_like(x)
@@ -140,91 +140,8 @@ def test_every_norm_keeps_the_dtype_and_takes_two_sizes(name: str) -> None:
     torch.testing.assert_close(rough.float(), module(_random(2, 6, 4, 4)), rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("name", ["batch", "adaptive"])
-def test_batch_norm_of_single_values_is_refused_in_training_only(name: str) -> None:
-    module = NORMS[name](2)
+def test_batch_norm_of_single_values_is_refused_in_training_only() -> None:
+    module = NORMS["batch"](2)
     with pytest.raises(PlanError, match="one value per channel"):
         module(_random(1, 2, 1, 1))
     assert module.eval()(_random(1, 2, 1, 1)).shape == (1, 2, 1, 1)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_adapted_features_have_the_statistics_of_their_style(size: tuple[int, ...]) -> None:
-    x, style = 4 * _random(2, 3, *size) + 2, 0.5 * _random(2, 3, 7, 8) - 3
-    adapted = adapt_style(x, *style_statistics(style))
-    for found, wanted in zip(style_statistics(adapted), style_statistics(style), strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-    for i in range(2):
-        for j in range(3):  # an affine map with a positive slope per channel: the order of voxels stays
-            assert torch.equal(adapted[i, j].flatten().argsort(), x[i, j].flatten().argsort())
-
-
-def test_a_constant_channel_becomes_the_mean_of_its_style() -> None:
-    x = torch.full((1, 2, 4, 4), 7.0)
-    adapted = adapt_style(x, torch.tensor([1.0, -2.0]), torch.tensor([3.0, 4.0]))
-    torch.testing.assert_close(adapted, torch.tensor([1.0, -2.0]).view(1, 2, 1, 1).expand_as(x))
-
-
-def _adaptive(channels: int, size: tuple[int, ...]) -> AdaptiveNorm:
-    """A norm that has seen batches of one style, in eval."""
-    module = AdaptiveNorm(channels, momentum=0.5)
-    with torch.no_grad():
-        module.weight.copy_(_random(channels, 1)[:, 0])
-        module.bias.copy_(_random(channels, 2)[:, 0])
-    for number in range(3):
-        module(3 * _random(number + 2, channels, *size) - 2)
-    return module.eval()
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_adaptive_norm_gives_each_sample_the_running_statistics_before_batch_norm(size: tuple[int, ...]) -> None:
-    module, x = _adaptive(3, size), torch.cat([5 * _random(1, 3, *size) + 7, 0.2 * _random(2, 3, *size)])
-    style = module.running_mean.double(), module.running_var.double().sqrt()
-    expected, per_channel = torch.empty_like(x), (3, *(1,) * len(size))
-    for i, sample in enumerate(x.double()):
-        rows = zip(sample, *style, strict=True)
-        adapted = torch.stack([(c - c.mean()) / c.std(correction=0) * std + mean for c, mean, std in rows])
-        torch.testing.assert_close(adapted.flatten(1).mean(1), style[0])
-        torch.testing.assert_close(adapted.flatten(1).std(1, correction=0), style[1])
-        normed = (adapted - style[0].view(per_channel)) / (style[1] ** 2 + 1e-5).sqrt().view(per_channel)
-        expected[i] = normed * module.weight.view(per_channel) + module.bias.view(per_channel)
-    torch.testing.assert_close(module(x), expected.detach(), rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(module(x)[0], F.batch_norm(x, *_running(module), *_scale(module))[0], atol=0.1)
-
-
-def _running(module: AdaptiveNorm) -> tuple[Tensor, Tensor]:
-    return module.running_mean, module.running_var
-
-
-def _scale(module: AdaptiveNorm) -> tuple[Tensor, Tensor]:
-    return module.weight, module.bias
-
-
-def test_adaptive_norm_learns_as_batch_norm_does() -> None:
-    ours, theirs, x = AdaptiveNorm(3), nn.BatchNorm2d(3), 2 * _random(2, 3, 5, 6) + 1
-    assert torch.equal(ours(x), theirs(x))
-    for found, wanted in zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True):
-        assert found[0] == wanted[0] and torch.equal(found[1], wanted[1])
-
-
-def test_adaptive_norm_is_blind_to_the_contrast_of_another_scanner_and_batch_norm_is_not() -> None:
-    module, x = _adaptive(3, (8, 9)), _random(2, 3, 8, 9)
-    other = 4 * x + torch.tensor([10.0, -3.0, 0.5]).view(3, 1, 1)
-    torch.testing.assert_close(module(other), module(x), rtol=1e-4, atol=1e-4)
-    plain = NORMS["batch"](3).eval()
-    plain.load_state_dict(module.state_dict())
-    assert not torch.allclose(plain(other), plain(x), atol=0.5)
-
-
-def test_adaptive_norm_of_single_values_is_batch_norm() -> None:
-    module, x = _adaptive(3, (5, 6)), 4 * _random(2, 3, 1, 1)
-    torch.testing.assert_close(module(x), F.batch_norm(x, *_running(module), *_scale(module)))
-    assert not torch.allclose(*module(x), atol=0.1)
-
-
-def test_style_of_half_precision_is_measured_in_float32() -> None:
-    x = 0.01 * _random(1, 2, 40, 50) + 100
-    mean, std = style_statistics(x.half())
-    assert mean.dtype == std.dtype == torch.float32
-    torch.testing.assert_close(mean, x.half().double().mean((2, 3)).float(), rtol=1e-6, atol=0)
-    assert adapt_style(x.half(), mean, std).dtype == torch.float16
