@@ -156,6 +156,12 @@ def is_complete(folder: Path, case_id: str, *, sources: Sequence[Path] = (), ver
         return False
 
 
+def annotation_sha256(folder: Path, case_id: str) -> str:
+    """A hash of the label map and the landmarks of a case that `write_case` stored, as they were prepared."""
+    files = read_record(_part(_stem(folder, case_id), "json"), _Entry).files
+    return hashlib.sha256(" ".join(files[part].sha256 for part in _PARTS[1:]).encode()).hexdigest()
+
+
 def open_case(folder: Path, case_id: str) -> CachedCase:
     """A case that `write_case` stored; reads its record and foreground positions, no voxels.
 

@@ -1,11 +1,12 @@
 """Landmarks of a data set: one file per case in `landmarksTr`, named like the case."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from medseg.errors import DatasetError, MedsegError
 from medseg.io.dataset_json import Header, error, warning
@@ -15,6 +16,8 @@ from medseg.types.dataset import Case, Dataset, Fault
 from medseg.types.geometry import Geometry
 from medseg.types.landmarks import Landmarks
 
+_LOG = logging.getLogger("medseg")
+_EDGE = 1e-3  # voxels by which a landmark may lie outside of its scan
 FOLDER = "landmarksTr"
 POINT_ENDINGS = (".mrk.json", ".fcsv", ".landmarks.csv", ".csv")
 
@@ -89,7 +92,8 @@ def read_points(case: Case, dataset: Dataset, grid: Geometry | None = None) -> F
 
     In pixels where the scan has no spacing (see `on_grid`). Names that the data set does not have are left out. Raises
     ImageError for unreadable files, DatasetError where none of its names is a landmark of the data set, or where the
-    unit of the points is not the scan's; `grid` is that of the scan, where it has been read.
+    unit of the points is not the scan's; where the scan has been read and its `grid` is given, also where all of them
+    lie outside of it, and what is doubtful in the file is logged.
     """
     places = np.full((len(dataset.landmarks), 3), np.nan)
     if case.landmarks is None:
@@ -102,7 +106,20 @@ def read_points(case: Case, dataset: Dataset, grid: Geometry | None = None) -> F
     read = _in_unit_of_scan(read, case, dataset) if grid is None else on_grid(read, grid, where=case.landmarks)
     for name in known:
         places[dataset.landmarks.index(name)] = read.points_mm[read.names.index(name)]
+    for note in read.warnings if grid is not None else ():
+        _LOG.warning("%s: landmarks: %s", case.id, note)
+    placed = int((~np.isnan(places[:, 0])).sum())
+    if grid is not None and placed and not within(grid, places).any():
+        what, hint = f"its landmarks ({placed}) all lie outside of the scan", "medseg check says how far"
+        raise DatasetError(what, where=case.landmarks, hint=hint)
     return places
+
+
+def within(grid: Geometry, points: Float64[np.ndarray, "n 3"]) -> Bool[np.ndarray, " n"]:
+    """Which points, in the grid's unit, lie in one of its voxels; those without a place do not."""
+    places = grid.to_voxels(points)
+    inside: np.ndarray = np.all((places >= -0.5 - _EDGE) & (places <= np.array(grid.shape) - 0.5 + _EDGE), axis=1)
+    return inside
 
 
 def on_grid(points: Landmarks, grid: Geometry, *, where: object = "") -> Landmarks:

@@ -264,3 +264,13 @@ def _splits(folder: Path, faults: list[Fault]) -> tuple[Split, ...]:
 def _extra(path: Path, folder: Path, ending: str) -> Fault:
     what = f"is no {ending} file and is left out"
     return warning(what, "remove it, or correct file_ending", file=relative_name(path, folder))
+
+
+def stated_spacing(references: Path) -> tuple[float, float] | None:
+    """The spacing (y, x) in mm that the `dataset.json` beside reference files, or above them, states of flat images."""
+    folder = references if references.is_dir() else references.parent
+    for place in (folder, folder.parent):
+        if (place / FILE_NAME).is_file():
+            header, _ = read_header(place)
+            return None if header is None else header.spacing_mm
+    return None

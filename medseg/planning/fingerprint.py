@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Shaped
 
 from medseg.errors import DatasetError, MedsegError
-from medseg.io.dataset_points import read_points
+from medseg.io.dataset_points import read_points, within
 from medseg.io.pairs import in_order, read_pair
 from medseg.planning.atlas import label_atlas, mirror_correlation, mirror_overlap, pooled, standardised
 from medseg.planning.intensity_stats import intensity_stats, rounded, sample_voxels
@@ -153,8 +153,7 @@ def _read_and_measure(dataset: Dataset, case: Case, *, keep_flat: bool) -> tuple
     try:
         image, labels = read_pair(case, dataset)
         points = read_points(case, dataset, image.geometry)
-        places = image.geometry.to_voxels(points)
-        inside = np.all((places >= -0.5) & (places <= np.array(image.geometry.shape) - 0.5), axis=1)
+        inside = within(image.geometry, points)
         one, pictures = measure_case(case.id, image, labels, flat=keep_flat and image.geometry.shape[0] == 1)
         placed = tuple(name for name, there in zip(dataset.landmarks, inside, strict=True) if there)
         _, upright = reorient(image.array, image.geometry, "LPS")

@@ -1,11 +1,12 @@
 """Faults of the landmarks of a data set, as `medseg check` lists them."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Float64
 
-from medseg.io.dataset_points import on_grid
+from medseg.io.dataset_points import on_grid, within
 from medseg.io.landmarks import read_landmarks
 from medseg.types.dataset import Case, Dataset, Fault
 from medseg.types.geometry import Geometry
@@ -14,6 +15,7 @@ from medseg.types.landmarks import Landmarks
 from medseg.types.sides import paired_names
 
 _NEAR_MM = 1e-3
+_ONES = (1.0, 1.0, 1.0)
 _SETTLED = "look at the file; reading goes on with this"
 
 
@@ -89,17 +91,21 @@ def _double(case: str, file: str, points: Landmarks) -> list[Fault]:
 
 
 def _outside(case: str, file: str, points: Landmarks, geometry: Geometry) -> list[Fault]:
-    """Landmarks beyond the scan's outermost voxels; an error if that is all of them."""
+    """Landmarks beyond the scan's outermost voxels; an error if that is all of them, or most are pixels called mm."""
     places = points.points_mm[~np.isnan(points.points_mm[:, 0])]
     names = [name for name in points.names if name in points.placed()]
-    out = ~_within(places, geometry)
+    out = ~within(geometry, places)
     if not out.any():
         return []
     shown = _some([name for name, there in zip(names, out, strict=True) if there])
     unit = geometry.unit
-    if out.all() and _within(places * (-1, -1, 1), geometry).all():
+    if out.all() and within(geometry, places * (-1, -1, 1)).all():
         fix = "write them in LPS, or say RAS in the file"
         return [Fault(case, file, "error", f"landmarks lie in the scan only if they are RAS: {shown}", fix)]
+    pixels = geometry.shape[0] == 1 and within(replace(geometry, spacing_mm=_ONES), places).all()
+    if out.mean() > 0.5 and pixels:
+        fix = 'say that they are pixels: columns x_px and y_px, or "coordinateUnits": "px"'
+        return [Fault(case, file, "error", f"landmarks lie in the picture only if they are pixels: {shown}", fix)]
     apart = np.clip(np.abs(_offset(places, geometry)) - np.array(geometry.shape) / 2, 0, None) * geometry.spacing_mm
     what = f"landmarks lie up to {np.linalg.norm(apart, axis=1).max():.4g} {unit} outside of the scan: {shown}"
     if out.all():
@@ -127,11 +133,6 @@ def _offset(places: Float64[np.ndarray, "n 3"], geometry: Geometry) -> Float64[n
     """Voxels (z, y, x) from the middle of the scan."""
     offset: np.ndarray = geometry.to_voxels(places) - (np.array(geometry.shape) - 1) / 2
     return offset
-
-
-def _within(places: Float64[np.ndarray, "n 3"], geometry: Geometry) -> Bool[np.ndarray, " n"]:
-    inside: np.ndarray = (np.abs(_offset(places, geometry)) <= np.array(geometry.shape) / 2 + 1e-6).all(axis=1)
-    return inside
 
 
 def _some(names: Iterable[str]) -> str:

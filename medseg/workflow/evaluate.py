@@ -13,6 +13,7 @@ import numpy as np
 from medseg.errors import DatasetError, ImageError, MedsegError
 from medseg.io.dataset_files import entries
 from medseg.io.dataset_json import read_header
+from medseg.io.datasets import stated_spacing
 from medseg.io.files import write_text
 from medseg.io.flat_spacing import with_spacing
 from medseg.io.images import check_same_grid, image_stem, is_image, read_image, read_labels, read_stored
@@ -62,7 +63,7 @@ def evaluate(
         _LOG.warning("no reference for %d predictions: %s", len(extra), ", ".join(extra[:10]))
     known = labels or _stated_labels(references)
     names = known or _found_labels([*truth.values(), *guess.values()])
-    spacing_mm = _stated_spacing(references)
+    spacing_mm = stated_spacing(references)
     ours, theirs = (_placed(_reader(names, known, predicted=own), spacing_mm) for own in (True, False))
     fans = None if ultrasound is None else _maps(Path(ultrasound))
     if fans is not None and Path(ultrasound or "").is_file():
@@ -189,15 +190,6 @@ def _stated_labels(references: Path) -> Labels | None:
     for place in (folder, folder.parent):
         if (place / "dataset.json").is_file():
             return read_label_names(place / "dataset.json")
-    return None
-
-
-def _stated_spacing(references: Path) -> tuple[float, float] | None:
-    folder = references if references.is_dir() else references.parent
-    for place in (folder, folder.parent):
-        if (place / "dataset.json").is_file():
-            header, _ = read_header(place)
-            return None if header is None else header.spacing_mm
     return None
 
 

@@ -12,11 +12,13 @@ from typing import Any
 
 from medseg.errors import DatasetError, MedsegError
 from medseg.io.dataset_files import entries
-from medseg.io.dataset_points import POINT_ENDINGS, point_stem
+from medseg.io.dataset_points import POINT_ENDINGS, on_grid, point_stem
+from medseg.io.datasets import stated_spacing
 from medseg.io.files import write_text
 from medseg.io.images import is_image
 from medseg.io.landmarks import read_landmarks
 from medseg.metrics.landmarks import SDR_MM, check_units, score_landmarks, summarise_landmarks
+from medseg.types.geometry import Geometry
 from medseg.types.landmarks import Landmarks
 from medseg.types.progress import Progress, Report, silent
 from medseg.types.result import LandmarkScores
@@ -33,7 +35,8 @@ def evaluate_landmarks(
 ) -> tuple[LandmarkScores, ...]:
     """Radial errors of every reference, paired with the prediction of the same name; two folders, or two files.
 
-    In mm, or in pixels (see `check_units`). Files are .mrk.json, .fcsv or .csv; where a case has several,
+    In mm, or in pixels (see `check_units`); pixels of references become mm where predictions are in mm and the
+    dataset.json beside them states a spacing. Files are .mrk.json, .fcsv or .csv; where a case has several,
     the first of these is read. `second_reader`: files of another person, whose distance to the reference is given
     beside, where they can be read and are in the same unit. A reference whose prediction is missing, unreadable or in
     another unit is a failed case, last in the result, and all its landmarks are missing. Writes nothing.
@@ -49,12 +52,13 @@ def evaluate_landmarks(
     extra = sorted(set(guess) - set(truth))
     if extra:
         _LOG.warning("no reference for %d predictions: %s", len(extra), ", ".join(extra[:10]))
+    spacing_mm = stated_spacing(references)
     others = {} if second_reader is None else point_files(Path(second_reader))
     if second_reader is not None and references.is_file() and Path(second_reader).is_file():
         others = dict(zip(truth, others.values(), strict=False))
     scores = []
     for number, (name, path) in enumerate(truth.items(), start=1):
-        scores.append(_score(name, guess.get(name), path, others.get(name)))
+        scores.append(_score(name, guess.get(name), path, others.get(name), spacing_mm))
         report(Progress("evaluate", number, len(truth)))
     return tuple(sorted(scores, key=lambda case: case.status != "ok"))
 
@@ -62,12 +66,20 @@ def evaluate_landmarks(
 def what_to_score(predictions: Path, references: Path) -> tuple[bool, bool]:
     """Whether there are label maps to score, and landmarks: as the references are, a file or what lies in a folder.
 
-    Where a folder holds both, landmarks count if predictions have them too.
+    Where a folder holds both, landmarks count if predictions have them too, and images, which may be the scans, if
+    predictions are no landmarks alone.
     """
     points = point_files(references)
-    folder = references.is_dir()
-    masks = any(is_image(file) for file in entries(references)) if folder else not points
-    return masks or not points, bool(points) and (not masks or bool(set(points) & set(point_files(predictions))))
+    if not references.is_dir():
+        return not points, bool(points)
+    masks, found = _images(references), bool(set(points) & set(point_files(predictions)))
+    if masks and found and predictions.is_dir():
+        masks = _images(predictions)
+    return masks or not points, bool(points) and (not masks or found)
+
+
+def _images(folder: Path) -> bool:
+    return any(is_image(file) for file in entries(folder))
 
 
 def point_files(path: Path) -> dict[str, Path]:
@@ -129,26 +141,45 @@ def landmark_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _score(name: str, prediction: Path | None, reference: Path, second: Path | None) -> LandmarkScores:
+def _score(
+    name: str, prediction: Path | None, reference: Path, second: Path | None, spacing_mm: tuple[float, float] | None
+) -> LandmarkScores:
     missing: Mapping[str, float] = {}
     try:
-        truth = read_landmarks(reference)
+        truth = _read(name, reference)
         missing = dict.fromkeys(truth.placed(), math.nan)
         if prediction is None:
             raise DatasetError("no prediction", where=reference, hint="predict this case")
-        found = read_landmarks(prediction)
+        found = _read(name, prediction)
+        truth = _in_unit_of(found, truth, spacing_mm)
         check_units(name, found, truth)
-        return score_landmarks(name, found, truth, _other_reader(name, second, found, truth))
+        return score_landmarks(name, found, truth, _other_reader(name, second, found, truth, spacing_mm))
     except MedsegError as error:
         return LandmarkScores(name, missing, status="failed", error=str(error))
 
 
-def _other_reader(name: str, path: Path | None, found: Landmarks, truth: Landmarks) -> Landmarks | None:
+def _read(name: str, path: Path) -> Landmarks:
+    points = read_landmarks(path)
+    for note in points.warnings:
+        _LOG.warning("%s: %s: %s", name, path.name, note)
+    return points
+
+
+def _in_unit_of(found: Landmarks, points: Landmarks, spacing_mm: tuple[float, float] | None) -> Landmarks:
+    """Points of a picture in pixels as mm, if those found are in mm and the data set states the spacing (y, x)."""
+    if spacing_mm is None or found.unit != "mm" or points.unit != "px":
+        return points
+    return on_grid(points, Geometry((1, 1, 1), (1.0, *spacing_mm)))
+
+
+def _other_reader(
+    name: str, path: Path | None, found: Landmarks, truth: Landmarks, spacing_mm: tuple[float, float] | None
+) -> Landmarks | None:
     """The points of a second reader, if they can be compared; a prediction is not worse for one that cannot."""
     if path is None:
         return None
     try:
-        other = read_landmarks(path)
+        other = _in_unit_of(found, _read(name, path), spacing_mm)
         check_units(name, found, truth, other)
     except MedsegError as error:
         _LOG.warning("%s: the second reader is left out: %s", name, error)

@@ -95,10 +95,11 @@ class Model:
         """Segment one scan: a file, a folder or archive with one DICOM series, an `Image`, or an array.
 
         An array is (z, y, x), (y, x) or, with several channels, (c, z, y, x), in scanner units, its axes x, y, z
-        running to the patient's left, back and head; `spacing` is then needed, (z, y, x) or (y, x) in mm. Arrays
-        stored otherwise (nibabel gives (x, y, z), mostly to the right or left, front and head) must be transposed and
-        flipped first, or read by giving the path. For a path `spacing`, (y, x) in mm, is that of a flat image or an
-        ultrasound file that states none. Raises MedsegError for scans that cannot be used.
+        running to the patient's left, back and head; `spacing` is then needed, (z, y, x) or (y, x) in mm, unless the
+        model is one for pictures that state none. Arrays stored otherwise (nibabel gives (x, y, z), mostly to the
+        right or left, front and head) must be transposed and flipped first, or read by giving the path. For a path
+        `spacing`, (y, x) in mm, is that of a flat image or an ultrasound file that states none. Raises MedsegError for
+        scans that cannot be used.
         """
         image, case_id = self._image(scan, spacing)
         return predict_image(
@@ -266,6 +267,9 @@ def _from_array(array: np.ndarray, spacing: Sequence[float] | None, plan: Plan) 
     spatial = min(array.ndim, 3)
     if array.ndim not in (2, 3, 4):
         raise ImageError(f"array has {array.ndim} axes", hint="give (z, y, x), (y, x) or (c, z, y, x)")
+    pixels = spacing is None and plan.preprocess.unit == "px"
+    if pixels:
+        spacing = (1.0,) * spatial
     if spacing is None or len(spacing) not in {spatial, 3}:
         raise ImageError(f"array needs {spatial} spacings", where="spacing", hint="give (z, y, x) or (y, x) in mm")
     if array.dtype.kind not in "iuf":
@@ -278,4 +282,5 @@ def _from_array(array: np.ndarray, spacing: Sequence[float] | None, plan: Plan) 
         raise ImageError(f"array has {len(voxels)} channels", hint=f"give (c, z, y, x); the model needs {needed}")
     z, y, x = (1.0, *map(float, spacing))[-3:]
     _, *shape = voxels.shape
-    return Image(voxels, Geometry((shape[0], shape[1], shape[2]), (z, y, x)), plan.channels)
+    grid = Geometry((shape[0], shape[1], shape[2]), (z, y, x), unit="px" if pixels else "mm")
+    return Image(voxels, grid, plan.channels)

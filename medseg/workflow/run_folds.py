@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from medseg.errors import DatasetError, TrainingError
+from medseg.io.cache import annotation_sha256
 from medseg.io.records import read_record, write_record
 from medseg.planning.splits import FOLDS, extend_splits, make_splits, split_faults, take_turns
 from medseg.training.session import is_finished, read_facts
@@ -85,6 +86,23 @@ def say_absent_raters(plan: Plan, raters: Mapping[str, str], fold: Fold, train: 
         _LOG.warning(
             "fold %s: no case to learn from by the raters %s; they get the mean of the others", fold, ", ".join(absent)
         )
+
+
+def say_changed_annotations(run: Path, train: Sequence[str], cache: Path) -> None:
+    """Log a warning for cases whose label map or landmarks have changed since a fold began to learn from them.
+
+    What they were is kept in the folder of the fold, which is trained no further than before: it may be finished.
+    """
+    path, now = run / "annotations.json", {case: annotation_sha256(cache, case) for case in train}
+    if not path.exists():
+        write_record(now, path)
+        return
+    before = read_record(path, dict[str, str])
+    changed = sorted(case for case in now.keys() & before.keys() if now[case] != before[case])
+    if changed:
+        some = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
+        what = "%s: %d cases were annotated otherwise when it began: %s. Delete this folder to train it anew"
+        _LOG.warning(what, run, len(changed), some)
 
 
 def wanted_folds(folds: Folds, splits: tuple[Split, ...], out: Path) -> list[Fold]:

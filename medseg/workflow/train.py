@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float64
 from medseg.errors import DatasetError, MedsegError, PlanError, TrainingError
 from medseg.io.bundles import bundle_sha256, remove_leftovers, remove_parts, save_bundle
 from medseg.io.cache import cache_key, is_complete, write_case
-from medseg.io.dataset_points import read_points
+from medseg.io.dataset_points import read_points, within
 from medseg.io.datasets import read_dataset
 from medseg.io.pairs import in_order, read_pair
 from medseg.io.records import read_record, record_sha256, to_plain, write_record
@@ -41,6 +41,7 @@ from medseg.workflow.run_folds import (
     run_raters,
     run_splits,
     say_absent_raters,
+    say_changed_annotations,
     unfinished_members,
     wanted_folds,
     with_finished,
@@ -53,7 +54,6 @@ from medseg.workflow.validation import clean_and_score
 
 _LOG = logging.getLogger("medseg")
 _TEACHER = "teacher.json"  # of a network: the bundle that taught it, and which member, if it saw nothing of the fold
-_EDGE = 1e-3  # voxels by which a landmark may lie outside of its scan
 
 
 def prepare(plan: Plan, dataset: Dataset, folder: Path, *, workers: int | None = None, report: Report = silent) -> Path:
@@ -122,12 +122,12 @@ def train(
         _sweep_caches(out)
         cache = prepare(plan, data, out, workers=workers, report=report)
         raters = run_raters(data, plan, out)
-    loaders = workers if workers is not None else _loaders(where)
     dealt = record_sha256(splits) if splits else None
     taught = {} if guide is None else {fold: unseen_member(guide, fold, dealt) for fold in [*range(len(splits)), "all"]}
     for fold in with_finished(wanted, splits, out, plan):
         split, run = _split(data, splits, fold), out / f"fold_{fold}"
         say_absent_raters(plan, raters, fold, split.train)
+        say_changed_annotations(run, split.train, cache)
         for part, one in unfinished_members(here, run):
             _sweep_fold(one)
             _keep_teacher(guide, taught.get(fold), one)
@@ -140,7 +140,7 @@ def train(
                 device=where,
                 hooks=(*hooks, tensorboard(one / "tensorboard")) if track else hooks,
                 report=report,
-                workers=loaders,
+                workers=_loaders(where) if workers is None else workers,
                 teacher=None if guide is None else open_teacher(guide, here, where, member=taught[fold]),
                 raters=raters,
             )
@@ -241,18 +241,11 @@ def _drawn_from(prepared: Image, target: LabelMap, plan: Plan) -> Bool[np.ndarra
 
 def _places(case: Case, dataset: Dataset, scan: Geometry, grid: Geometry) -> Float64[np.ndarray, "n 3"]:
     """A case's landmarks as places (z, y, x) on its prepared grid; NaN for those outside, which nobody can see."""
-    points = read_points(case, dataset)
-    places, seen = grid.to_voxels(points), _within(grid, points)
-    if cut := int((_within(scan, points) & ~seen).sum()):
+    points = read_points(case, dataset, scan)
+    places, seen = grid.to_voxels(points), within(grid, points)
+    if cut := int((within(scan, points) & ~seen).sum()):
         _LOG.warning("%s: %d landmarks lie outside the box that the crop keeps; they are not learnt from", case.id, cut)
     inside: np.ndarray = np.where(seen[:, None], places, np.nan)
-    return inside
-
-
-def _within(grid: Geometry, points: Float64[np.ndarray, "n 3"]) -> Bool[np.ndarray, " n"]:
-    """Which points in mm lie in a voxel of a grid."""
-    places = grid.to_voxels(points)
-    inside: np.ndarray = np.all((places >= -0.5 - _EDGE) & (places <= np.array(grid.shape) - 0.5 + _EDGE), axis=1)
     return inside
 
 

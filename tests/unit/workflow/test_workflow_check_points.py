@@ -116,3 +116,12 @@ def test_pictures_with_a_stated_spacing_are_no_mixture_of_units(tmp_path):
     flat = {name: (x, y, 0.0) for name, (x, y, _) in PLACES.items()}
     place(tmp_path, **{**flat, "menton": (12.2, 3.0, 0.0)})
     assert found(tmp_path)[0][3] == "landmarks lie up to 0.35 mm outside of the scan: menton"
+    in_pixels = {"condyle_left": (9.0, 29.0, 0.0), "condyle_right": (39.0, 3.0, 0.0), "menton": (5.0, 1.0, 0.0)}
+    place(tmp_path, **in_pixels)
+    assert found(tmp_path)[0][1:] == (
+        "a",
+        "landmarksTr/a.mrk.json",
+        "landmarks lie in the picture only if they are pixels: condyle_left, condyle_right",
+    )
+    place(tmp_path, **{**in_pixels, "condyle_left": (9.0, 31.0, 0.0)})
+    assert "up to 27.15 mm outside" in found(tmp_path)[0][3], "not in the picture, whatever the unit"

@@ -178,3 +178,37 @@ def test_hidden_files_are_no_cases(folders):
             (folders / place / name).write_bytes(b"\x00\x05\x16\x07")
     assert [case.case_id for case in evaluate_landmarks(folders / "pred", folders / "ref")] == ["a", "b"]
     assert what_to_score(folders / "pred", folders / "ref") == (False, True)
+
+
+def test_scans_beside_reference_landmarks_are_no_label_maps_to_score(folders, capsys):
+    (folders / "ref/a.png").write_bytes(b"a scan, which nobody reads")
+    assert what_to_score(folders / "pred", folders / "ref") == (False, True)
+    assert main(["evaluate", str(folders / "pred"), str(folders / "ref")]) == 0
+    assert "nasion" in capsys.readouterr().out
+    (folders / "pred/a.png").write_bytes(b"")
+    assert what_to_score(folders / "pred", folders / "ref") == (True, True)
+
+
+def test_pixels_of_references_are_mm_where_the_data_set_states_the_spacing(folders):
+    ref = folders / "set/landmarksTs"
+    for name, places in (("a", [[6.0, 20.0, 0.0], [10.0, 0.0, 0.0]]), ("b", [[0.0, 0.0, 0.0], [1.0, 1.0, 0.0]])):
+        ref.mkdir(parents=True, exist_ok=True)
+        write_landmarks(Landmarks(NAMES, np.array(places), unit="px"), ref / f"{name}.csv")
+        points(folders / f"found/{name}.mrk.json", [[3, 4, 0], [5, 0, 0]])
+    assert {case.status for case in evaluate_landmarks(folders / "found", ref)} == {"failed"}
+    content = {"channel_names": {"0": "X-ray"}, "landmarks": {}, "spacing_mm": [0.2, 0.5]}
+    (folders / "set/dataset.json").write_text(json.dumps(content))
+    scores = evaluate_landmarks(folders / "found", ref, second_reader=ref)
+    assert [(case.status, case.unit) for case in scores] == [("ok", "mm")] * 2
+    assert scores[0].errors_mm == pytest.approx({"nasion": 0.0, "menton": 0.0})
+    assert scores[1].errors_mm == pytest.approx({"nasion": 5.0, "menton": math.hypot(4.5, 0.2)})
+    assert scores[1].reader_mm == {"nasion": 0.0, "menton": 0.0}
+
+
+def test_what_is_doubtful_in_a_file_is_said(folders, caplog):
+    content = json.loads((folders / "pred/a.mrk.json").read_text())
+    del content["markups"][0]["coordinateSystem"]
+    (folders / "pred/a.mrk.json").write_text(json.dumps(content))
+    with caplog.at_level(logging.WARNING, "medseg"):
+        evaluate_landmarks(folders / "pred", folders / "ref")
+    assert "a: a.mrk.json: names no coordinate system; LPS is assumed" in caplog.text

@@ -161,6 +161,19 @@ def test_arrays_need_spacing_and_keep_their_shape(bundle, index, spacing):
         model.predict(np.full((3, 4, 5), np.nan), spacing=(1, 1, 1))
 
 
+def test_arrays_are_pixels_to_a_model_of_pictures_without_spacing(tmp_path):
+    plan = make_plan(ndim=2)
+    plan = replace(plan, preprocess=replace(plan.preprocess, spacing_mm=(None, 2.0, 2.0), unit="px"))
+    model = load_model(make_bundle(tmp_path, plan), "cpu", trust=("my_lab",))
+    array, _ = scan(Geometry((1, 12, 10), (1.0, 1.0, 1.0)))
+    grid = Geometry((1, 12, 10), (1.0, 1.0, 1.0), unit="px")
+    found = model.predict(array[0]).labels
+    assert found.geometry == grid
+    np.testing.assert_array_equal(found.array, model.predict(Image(array[None], grid, ("CT",))).labels.array)
+    with pytest.raises(ImageError, match="states its spacing in mm, and the model was made for pictures"):
+        model.predict(array[0], spacing=(0.5, 0.5))
+
+
 def test_the_spacing_of_a_picture_may_be_given_and_is_never_ignored(bundle, tmp_path):
     array, _ = scan(Geometry((1, 12, 10), (1.0, 1.0, 1.0)))
     Pillow.fromarray(np.clip(array[0], 0, 255).astype(np.uint8)).save(tmp_path / "a.png")

@@ -13,10 +13,12 @@ from medseg.errors import DatasetError, PlanError
 from medseg.io.cache import open_case
 from medseg.io.datasets import read_dataset
 from medseg.io.landmarks import write_landmarks
+from medseg.planning.fingerprint import measure_dataset
 from medseg.types.geometry import Box
 from medseg.types.labels import Labels
 from medseg.types.landmarks import Landmarks
 from medseg.types.plan import LossTerm, Step
+from medseg.workflow.run_folds import say_changed_annotations
 from medseg.workflow.train import prepare, train
 
 NAMES = ("tip", "unknown", "base")
@@ -125,3 +127,49 @@ def test_points_outside_of_the_prepared_scan_are_unknown_also_in_the_padding_of_
     case = open_case(prepare(landmark_plan(), dataset, tmp_path / "run", workers=1), "a")
     assert case.points[0] == pytest.approx((13.5, 23.5, 19.5))
     assert np.isnan(case.points[1:]).all()
+
+
+@pytest.mark.parametrize("job", ["plan", "train"])
+def test_landmarks_that_all_lie_outside_of_their_scan_are_refused(tmp_path, job):
+    bright_at_points(tmp_path)
+    write_landmarks(Landmarks(NAMES, PLACES * (-1, -1, 1)), tmp_path / "landmarksTr/a.mrk.json")
+    dataset = read_dataset(tmp_path)
+    with pytest.raises(DatasetError, match=r"a\.mrk\.json: its landmarks \(2\) all lie outside of the scan"):
+        if job == "plan":
+            measure_dataset(dataset, workers=1)
+        else:
+            prepare(landmark_plan(), dataset, tmp_path / "run", workers=1)
+    write_landmarks(Landmarks(NAMES, np.full((3, 3), np.nan)), tmp_path / "landmarksTr/a.mrk.json")
+    assert np.isnan(open_case(prepare(landmark_plan(), dataset, tmp_path / "run", workers=1), "a").points).all()
+
+
+def test_what_is_doubtful_in_a_landmark_file_is_said_when_it_is_prepared(tmp_path, caplog):
+    dataset = bright_at_points(tmp_path)
+    file = tmp_path / "landmarksTr/a.mrk.json"
+    content = json.loads(file.read_text())
+    del content["markups"][0]["coordinateSystem"]
+    file.write_text(json.dumps(content))
+    with caplog.at_level(logging.WARNING, "medseg"):
+        prepare(landmark_plan(), dataset, tmp_path / "run", workers=1)
+    assert "a: landmarks: names no coordinate system; LPS is assumed" in caplog.text
+
+
+def test_a_fold_says_which_cases_were_annotated_otherwise_when_it_began(tmp_path, caplog):
+    dataset, fold = bright_at_points(tmp_path), tmp_path / "run/fold_0"
+
+    def said():
+        caplog.clear()
+        cache = prepare(landmark_plan(), dataset, tmp_path / "run", workers=1)
+        with caplog.at_level(logging.WARNING, "medseg"):
+            say_changed_annotations(fold, ["a"], cache)
+        return caplog.text
+
+    file = tmp_path / "landmarksTr/a.mrk.json"
+    assert said() == ""
+    file.write_text(file.read_text() + "\n")  # another file, the same points
+    assert said() == ""
+    write_landmarks(Landmarks(NAMES, PLACES + 1), file)
+    assert "fold_0: 1 cases were annotated otherwise when it began: a. Delete this folder" in said()
+    assert "fold_0: 1 cases" in said(), "as long as what it learnt from is not what is there"
+    write_landmarks(Landmarks(NAMES, PLACES), file)
+    assert said() == ""
