@@ -108,6 +108,27 @@ def test_a_projection_saturates_with_thickness() -> None:
     assert 0.6 < project(volume, 1)[0, 0, 0, 2] < 0.64
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_projective_critics_see_a_projection_each_and_every_slice_with_its_image(own: bool) -> None:
+    image, logits, target = _scene(THICK)
+    critic, seen = _critic("projective", THICK), []
+    for part in (*critic.projections, critic.slices):
+        part.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    found = judge(critic, image, logits, target, own=own)
+    predicted, true = masks(logits.detach(), target)
+    wanted = []
+    for mask in (predicted, true) if own else (predicted,):
+        wanted += [1 - torch.exp(-sum(mask.unbind(axis))) for axis in (2, 3, 4)]
+        wanted.append(torch.cat([torch.cat([image[b], mask[b]])[None, :, z] for b in range(2) for z in range(4)]))
+    assert len(seen) == len(wanted)
+    for (given, _), expected in zip(seen, wanted, strict=True):
+        torch.testing.assert_close(given, expected)
+    terms = [
+        -torch.sigmoid(said if number >= 4 or not own else -said).log().mean() for number, (_, said) in enumerate(seen)
+    ]
+    torch.testing.assert_close(found, sum(terms) / len(terms))
+
+
 @pytest.mark.parametrize(("use", "topology"), [("consistency", FLAT), ("consistency", THICK), ("projective", THICK)])
 def test_a_critic_that_says_true_or_false_learns_to_tell_them_apart(use: str, topology: Topology) -> None:
     image, logits, target = _scene(topology)
