@@ -158,8 +158,10 @@ def is_complete(folder: Path, case_id: str, *, sources: Sequence[Path] = (), ver
 
 def annotation_sha256(folder: Path, case_id: str) -> str:
     """A hash of the label map and the landmarks of a case that `write_case` stored, as they were prepared."""
-    files = read_record(_part(_stem(folder, case_id), "json"), _Entry).files
-    return hashlib.sha256(" ".join(files[part].sha256 for part in _PARTS[1:]).encode()).hexdigest()
+    stem = _stem(folder, case_id)
+    labels = read_record(_part(stem, "json"), _Entry).files[_PARTS[1]].sha256
+    points = load_file(_part(stem, _PARTS[2])).get(_POINTS, np.zeros((0, 3)))
+    return hashlib.sha256(f"{labels} {points.round(3).tolist()}".encode()).hexdigest()
 
 
 def open_case(folder: Path, case_id: str) -> CachedCase:

@@ -1,7 +1,6 @@
 """Faults of the landmarks of a data set, as `medseg check` lists them."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Set
 
 import numpy as np
 from jaxtyping import Float64
@@ -36,7 +35,7 @@ def point_faults(dataset: Dataset, case: Case, image: Image | None) -> tuple[lis
     faults += _names(case.id, file, points, dataset)
     faults += _double(case.id, file, points)
     if image is not None and placed:
-        out = _outside(case.id, file, points, image.geometry)
+        out = _outside(case.id, file, points, image.geometry, placed)
         lost = any(fault.severity == "error" for fault in out)
         faults += [*out, *([] if lost else _sides(case.id, file, points, image.geometry))]
     return faults, placed
@@ -90,10 +89,10 @@ def _double(case: str, file: str, points: Landmarks) -> list[Fault]:
     return [Fault(case, file, "warning", what, "right if they coincide; else place them again")] if twins else []
 
 
-def _outside(case: str, file: str, points: Landmarks, geometry: Geometry) -> list[Fault]:
+def _outside(case: str, file: str, points: Landmarks, geometry: Geometry, known: Set[str]) -> list[Fault]:
     """Landmarks beyond the scan's outermost voxels; an error if that is all of them, or most are pixels called mm."""
-    places = points.points_mm[~np.isnan(points.points_mm[:, 0])]
-    names = [name for name in points.names if name in points.placed()]
+    names = [name for name in points.names if name in known]
+    places = points.points_mm[[points.names.index(name) for name in names]]
     out = ~within(geometry, places)
     if not out.any():
         return []
@@ -102,7 +101,7 @@ def _outside(case: str, file: str, points: Landmarks, geometry: Geometry) -> lis
     if out.all() and within(geometry, places * (-1, -1, 1)).all():
         fix = "write them in LPS, or say RAS in the file"
         return [Fault(case, file, "error", f"landmarks lie in the scan only if they are RAS: {shown}", fix)]
-    pixels = geometry.shape[0] == 1 and within(replace(geometry, spacing_mm=_ONES), places).all()
+    pixels = geometry.shape[0] == 1 and within(Geometry(geometry.shape, _ONES), places).all()
     if out.mean() > 0.5 and pixels:
         fix = 'say that they are pixels: columns x_px and y_px, or "coordinateUnits": "px"'
         return [Fault(case, file, "error", f"landmarks lie in the picture only if they are pixels: {shown}", fix)]

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medseg.errors import DatasetError, MedsegError
 from medseg.io.dataset_files import entries
 from medseg.io.dataset_points import POINT_ENDINGS, on_grid, point_stem
@@ -35,8 +37,8 @@ def evaluate_landmarks(
 ) -> tuple[LandmarkScores, ...]:
     """Radial errors of every reference, paired with the prediction of the same name; two folders, or two files.
 
-    In mm, or in pixels (see `check_units`); pixels of references become mm where predictions are in mm and the
-    dataset.json beside them states a spacing. Files are .mrk.json, .fcsv or .csv; where a case has several,
+    In mm, or in pixels (see `check_units`); pixels of pictures become mm where the others are in mm and the
+    dataset.json beside the references states a spacing. Files are .mrk.json, .fcsv or .csv; where a case has several,
     the first of these is read. `second_reader`: files of another person, whose distance to the reference is given
     beside, where they can be read and are in the same unit. A reference whose prediction is missing, unreadable or in
     another unit is a failed case, last in the result, and all its landmarks are missing. Writes nothing.
@@ -75,6 +77,8 @@ def what_to_score(predictions: Path, references: Path) -> tuple[bool, bool]:
     masks, found = _images(references), bool(set(points) & set(point_files(predictions)))
     if masks and found and predictions.is_dir():
         masks = _images(predictions)
+        if not masks:
+            _LOG.warning("images among the references are not scored: the predictions are landmarks alone")
     return masks or not points, bool(points) and (not masks or found)
 
 
@@ -151,7 +155,7 @@ def _score(
         if prediction is None:
             raise DatasetError("no prediction", where=reference, hint="predict this case")
         found = _read(name, prediction)
-        truth = _in_unit_of(found, truth, spacing_mm)
+        found, truth = _in_unit_of(truth, found, spacing_mm), _in_unit_of(found, truth, spacing_mm)
         check_units(name, found, truth)
         return score_landmarks(name, found, truth, _other_reader(name, second, found, truth, spacing_mm))
     except MedsegError as error:
@@ -165,9 +169,10 @@ def _read(name: str, path: Path) -> Landmarks:
     return points
 
 
-def _in_unit_of(found: Landmarks, points: Landmarks, spacing_mm: tuple[float, float] | None) -> Landmarks:
-    """Points of a picture in pixels as mm, if those found are in mm and the data set states the spacing (y, x)."""
-    if spacing_mm is None or found.unit != "mm" or points.unit != "px":
+def _in_unit_of(other: Landmarks, points: Landmarks, spacing_mm: tuple[float, float] | None) -> Landmarks:
+    """Points of a picture in pixels as mm, if others are in mm and the data set states the spacing (y, x)."""
+    flat = not np.nan_to_num(points.points_mm[:, 2]).any()
+    if spacing_mm is None or (points.unit, other.unit) != ("px", "mm") or not flat:
         return points
     return on_grid(points, Geometry((1, 1, 1), (1.0, *spacing_mm)))
 

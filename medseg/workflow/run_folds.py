@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from medseg.errors import DatasetError, TrainingError
-from medseg.io.cache import annotation_sha256
+from medseg.io.cache import VERSION, annotation_sha256
 from medseg.io.records import read_record, write_record
 from medseg.planning.splits import FOLDS, extend_splits, make_splits, split_faults, take_turns
-from medseg.training.session import is_finished, read_facts
+from medseg.training.session import CHECKPOINT, is_finished, read_facts
 from medseg.types.dataset import Case, Dataset, Split
 from medseg.types.plan import Plan
 
@@ -91,17 +91,21 @@ def say_absent_raters(plan: Plan, raters: Mapping[str, str], fold: Fold, train: 
 def say_changed_annotations(run: Path, train: Sequence[str], cache: Path) -> None:
     """Log a warning for cases whose label map or landmarks have changed since a fold began to learn from them.
 
-    What they were is kept in the folder of the fold, which is trained no further than before: it may be finished.
+    What they were is kept in the folder of the fold; of folds that began under an earlier medseg nobody knows.
     """
     path, now = run / "annotations.json", {case: annotation_sha256(cache, case) for case in train}
-    if not path.exists():
-        write_record(now, path)
+    if not (run / CHECKPOINT).exists() and not is_finished(run):
+        write_record({**now, "": VERSION}, path)
         return
-    before = read_record(path, dict[str, str])
+    before = read_record(path, dict[str, str]) if path.exists() else {}
+    if before.get("") != VERSION:
+        return  # prepared otherwise, so the hashes differ for another reason
     changed = sorted(case for case in now.keys() & before.keys() if now[case] != before[case])
     if changed:
         some = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
-        what = "%s: %d cases were annotated otherwise when it began: %s. Delete this folder to train it anew"
+        what = (
+            "%s: label maps or landmarks of %d cases have changed since it began: %s. Delete this folder to learn them"
+        )
         _LOG.warning(what, run, len(changed), some)
 
 

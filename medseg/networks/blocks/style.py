@@ -54,8 +54,9 @@ def style_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 def adapt_style(x: Tensor, mean: Tensor, std: Tensor, *, eps: float = 1e-5) -> Tensor:
     """`x` with the style `mean`, `std`, each (b, c) or (c,): adaptive instance norm (Huang 2017).
 
-    `eps` is added to the variance, as in instance norm: a channel that hardly varies stays near its new mean.
+    `eps` is added to both variances, as in instance norm: a channel that hardly varies stays near its new mean.
     """
     own_mean, own_std = (t[(...,) + (None,) * (x.dim() - 2)] for t in style_statistics(x))
     new_mean, new_std = (t[(...,) + (None,) * (x.dim() - 2)] for t in (mean, std))
-    return torch.addcmul(new_mean, x - own_mean, new_std * torch.rsqrt(own_std.square() + eps)).to(x.dtype)
+    ratio = ((new_std.square() + eps) / (own_std.square() + eps)).sqrt()
+    return torch.addcmul(new_mean, x - own_mean, ratio).to(x.dtype)

@@ -8,6 +8,8 @@ from phantoms import write_scan
 from PIL import Image as Pillow
 
 from medseg.io.landmarks import write_landmarks
+from medseg.io.nifti import write_nifti
+from medseg.types.geometry import Geometry
 from medseg.types.landmarks import Landmarks
 from medseg.workflow.check_dataset import check_dataset
 
@@ -125,3 +127,27 @@ def test_pictures_with_a_stated_spacing_are_no_mixture_of_units(tmp_path):
     )
     place(tmp_path, **{**in_pixels, "condyle_left": (9.0, 31.0, 0.0)})
     assert "up to 27.15 mm outside" in found(tmp_path)[0][3], "not in the picture, whatever the unit"
+
+
+def test_landmarks_that_the_data_set_does_not_know_place_none_of_its_own(tmp_path):
+    folder = dataset(tmp_path)
+    place(folder, **{name: (x + 100, y, z) for name, (x, y, z) in PLACES.items()}, gonion=(1.0, 1.0, 1.0))
+    ((case, what),) = [(case, what) for severity, case, _, what in found(folder) if severity == "error"]
+    assert case == "a" and "condyle_left, condyle_right, menton" in what and "gonion" not in what
+
+
+def test_pixels_of_a_flat_scan_away_from_the_origin_are_recognised(tmp_path):
+    content = {"channel_names": {"0": "CT"}, "landmarks": {"names": list(NAMES)}, "file_ending": ".nii.gz"}
+    (tmp_path / "imagesTr").mkdir()
+    grid = Geometry((1, 30, 40), (1.0, 0.3, 0.3), (50.0, 60.0, 0.0))
+    for seed, case in enumerate("ab"):
+        write_nifti(
+            np.random.default_rng(seed).normal(size=grid.shape).astype(np.float32),
+            grid,
+            tmp_path / f"imagesTr/{case}_0000.nii.gz",
+        )
+        place(tmp_path, case, **{name: (x + 50, y + 60, 0.0) for name, (x, y, _) in PLACES.items()})
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    assert found(tmp_path) == []
+    place(tmp_path, **{name: (3 * x, 3 * y, 0.0) for name, (x, y, _) in PLACES.items()})
+    assert "only if they are pixels: condyle_left, condyle_right, menton" in found(tmp_path)[0][3]

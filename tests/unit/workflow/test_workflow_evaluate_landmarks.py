@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -180,9 +181,11 @@ def test_hidden_files_are_no_cases(folders):
     assert what_to_score(folders / "pred", folders / "ref") == (False, True)
 
 
-def test_scans_beside_reference_landmarks_are_no_label_maps_to_score(folders, capsys):
+def test_scans_beside_reference_landmarks_are_no_label_maps_to_score(folders, capsys, caplog):
     (folders / "ref/a.png").write_bytes(b"a scan, which nobody reads")
-    assert what_to_score(folders / "pred", folders / "ref") == (False, True)
+    with caplog.at_level(logging.WARNING, "medseg"):
+        assert what_to_score(folders / "pred", folders / "ref") == (False, True)
+    assert "images among the references are not scored" in caplog.text
     assert main(["evaluate", str(folders / "pred"), str(folders / "ref")]) == 0
     assert "nasion" in capsys.readouterr().out
     (folders / "pred/a.png").write_bytes(b"")
@@ -203,6 +206,13 @@ def test_pixels_of_references_are_mm_where_the_data_set_states_the_spacing(folde
     assert scores[0].errors_mm == pytest.approx({"nasion": 0.0, "menton": 0.0})
     assert scores[1].errors_mm == pytest.approx({"nasion": 5.0, "menton": math.hypot(4.5, 0.2)})
     assert scores[1].reader_mm == {"nasion": 0.0, "menton": 0.0}
+    swapped = folders / "set/mm"
+    shutil.copytree(folders / "found", swapped)
+    for case in evaluate_landmarks(ref, swapped):
+        assert case.unit == "mm" and case.errors_mm == pytest.approx(scores["ab".index(case.case_id)].errors_mm)
+    deep = Landmarks(NAMES, np.array([[6.0, 20.0, 1.0], [10.0, 0.0, 0.0]]), unit="px")
+    write_landmarks(deep, ref / "a.csv")
+    assert evaluate_landmarks(folders / "found", ref)[-1].status == "failed", "of a volume nobody knows the spacing"
 
 
 def test_what_is_doubtful_in_a_file_is_said(folders, caplog):

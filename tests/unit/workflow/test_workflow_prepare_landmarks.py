@@ -14,6 +14,7 @@ from medseg.io.cache import open_case
 from medseg.io.datasets import read_dataset
 from medseg.io.landmarks import write_landmarks
 from medseg.planning.fingerprint import measure_dataset
+from medseg.training.session import CHECKPOINT
 from medseg.types.geometry import Box
 from medseg.types.labels import Labels
 from medseg.types.landmarks import Landmarks
@@ -154,7 +155,7 @@ def test_what_is_doubtful_in_a_landmark_file_is_said_when_it_is_prepared(tmp_pat
     assert "a: landmarks: names no coordinate system; LPS is assumed" in caplog.text
 
 
-def test_a_fold_says_which_cases_were_annotated_otherwise_when_it_began(tmp_path, caplog):
+def test_a_fold_says_which_cases_have_changed_since_it_began(tmp_path, caplog):
     dataset, fold = bright_at_points(tmp_path), tmp_path / "run/fold_0"
 
     def said():
@@ -165,11 +166,18 @@ def test_a_fold_says_which_cases_were_annotated_otherwise_when_it_began(tmp_path
         return caplog.text
 
     file = tmp_path / "landmarksTr/a.mrk.json"
+    write_landmarks(Landmarks(NAMES, PLACES + 2), file)
     assert said() == ""
+    write_landmarks(Landmarks(NAMES, PLACES), file)
+    assert said() == "", "nothing was learnt yet"
+    (fold / CHECKPOINT).touch()
     file.write_text(file.read_text() + "\n")  # another file, the same points
     assert said() == ""
     write_landmarks(Landmarks(NAMES, PLACES + 1), file)
-    assert "fold_0: 1 cases were annotated otherwise when it began: a. Delete this folder" in said()
-    assert "fold_0: 1 cases" in said(), "as long as what it learnt from is not what is there"
+    assert "fold_0: label maps or landmarks of 1 cases have changed since it began: a. Delete" in said()
+    assert "fold_0: label maps" in said(), "as long as what it learnt from is not what is there"
     write_landmarks(Landmarks(NAMES, PLACES), file)
     assert said() == ""
+    (fold / "annotations.json").unlink()
+    write_landmarks(Landmarks(NAMES, PLACES + 1), file)
+    assert said() == "" and not (fold / "annotations.json").exists(), "of folds that began earlier nobody knows"

@@ -397,3 +397,18 @@ def test_a_fold_without_a_raters_cases_says_so(caplog):
     assert not caplog.records
     say_absent_raters(plan, {"a": "A", "b": "B"}, 2, ["a", "c"])
     assert "fold 2" in caplog.text and "raters B" in caplog.text
+
+
+def test_a_call_names_the_cases_whose_labels_were_corrected_after_a_fold_began(pictures, tmp_path, caplog):
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(pictures, data)
+    train(flat_plan(), data, run, folds=0, device="cpu")
+    learnt = (run / "fold_0" / "weights.safetensors").read_bytes()
+    case = read_record(run / "splits.json", tuple[Split, ...])[0].train[0]
+    (label,) = (data / "labelsTr").glob(f"{case}.*")
+    other = next(path for path in sorted((data / "labelsTr").iterdir()) if path.read_bytes() != label.read_bytes())
+    shutil.copyfile(other, label)
+    with caplog.at_level(logging.WARNING, "medseg"):
+        train(flat_plan(), data, run, folds=0, device="cpu")
+    assert f"fold_0: label maps or landmarks of 1 cases have changed since it began: {case}." in caplog.text
+    assert (run / "fold_0" / "weights.safetensors").read_bytes() == learnt
