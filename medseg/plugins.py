@@ -2,9 +2,10 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar, Unpack, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, Unpack, get_args, get_origin
 
 from medseg.errors import PlanError
 
@@ -14,7 +15,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def resolve(use: str, table: Mapping[str, F], options: Mapping[str, Any], *, where: str) -> F:
     """The function named `use` with `options` bound; fails now, not at epoch 1.
 
-    Raises PlanError if the name is unknown or an option is not a keyword of the function.
+    Raises PlanError if the name is unknown, an option is not a keyword of the function, or text or null is given where
+    the function asks for true or false, a number, or a list.
     """
     function = _foreign(use, where) if ":" in use else table.get(use)
     if function is None:
@@ -28,7 +30,7 @@ def resolve(use: str, table: Mapping[str, F], options: Mapping[str, Any], *, whe
 
 def _check_options(use: str, function: Callable[..., Any], options: Mapping[str, Any], where: str) -> None:
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError) as error:
         raise PlanError(
             f'"{use}" is no function whose options can be read', where=where, hint="wrap it in one"
@@ -44,6 +46,25 @@ def _check_options(use: str, function: Callable[..., Any], options: Mapping[str,
     missing = sorted(required - set(options) - _CONTEXT)
     if missing:
         raise PlanError(f'"{use}" needs option {", ".join(missing)}', where=where, hint="add it to options")
+    for parameter in parameters:
+        if parameter.name in options and not _fits(options[parameter.name], parameter.annotation):
+            what = f'"{use}" cannot take {options[parameter.name]!r} as {parameter.name}'
+            raise PlanError(
+                what, where=where, hint="write true or false, a number such as 0.5, or a list such as [1, 2]"
+            )
+
+
+def _fits(value: object, annotation: Any) -> bool:
+    """Whether an option is of the kind that a function asks for, where that is a plain one; others judge themselves."""
+    if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
+        return any(_fits(value, one) for one in get_args(annotation))
+    if get_origin(annotation) in (Sequence, list, tuple):
+        return isinstance(value, (list, tuple))
+    if annotation is NoneType or annotation is None:
+        return value is None
+    if annotation is bool or isinstance(value, bool):
+        return isinstance(value, bool) and annotation not in (int, float)
+    return annotation not in (int, float) or isinstance(value, int if annotation is int else (int, float))
 
 
 def _named(parameter: inspect.Parameter) -> tuple[str, ...] | None:

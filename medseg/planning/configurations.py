@@ -47,7 +47,8 @@ def fit_all(
     for config, fits in candidates.items():
         if fits[0].ndim not in family.dimensions:
             only = " and ".join(f"{ndim}D" for ndim in family.dimensions)
-            what = "is a network" if family.adversary is None else f"with the critic {family.adversary.use} is"
+            limit = family.limit(fits[0].ndim)
+            what = f"with {limit} is" if limit else "is a network"
             failed[config] = f"{family.backbone} {what} for {only}, this takes {fits[0].ndim}D"
             continue
         try:

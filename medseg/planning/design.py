@@ -76,7 +76,7 @@ def design(fingerprint: Fingerprint, preset: str, wishes: Wishes) -> Decision[Pr
     Raises PlanError for an unknown preset, a head that the data have nothing for, and options of parts that the plan
     does not have; what options mean is found out where the network is built.
     """
-    family = PRESETS.get(preset)
+    family = PRESETS.get(preset, next((one for one in PRESETS.values() if one.backbone == preset), None))
     if family is None:
         raise PlanError(f'unknown preset "{preset}"', where="preset", hint=f"use one of {', '.join(sorted(PRESETS))}")
     heads = {step.use: step for step in _heads(fingerprint, family, wishes.heads)}
@@ -102,7 +102,10 @@ def design(fingerprint: Fingerprint, preset: str, wishes: Wishes) -> Decision[Pr
     made = replace(family, options=options, heads=tuple(heads.values()), losses=tuple(terms))
     weighting = _weighting(wishes.options, family.weighting)
     made = replace(made, weighting=weighting, members=_members(wishes.options, family.members))
-    return Decision(_judged(made, critic), _said(fingerprint, family, wishes))
+    if critic is not None and not fingerprint.labels.items:
+        what = "a critic judges label maps, and the data set has landmarks alone"
+        raise PlanError(what, where=f"option {_CRITIC}", hint="leave it out")
+    return Decision(_limited(replace(made, adversary=critic)), _said(fingerprint, family, wishes))
 
 
 def _of_raters(fingerprint: Fingerprint, coded: bool) -> Options:
@@ -160,11 +163,9 @@ def _members(options: Options, default: int) -> int:
     return count
 
 
-def _judged(family: Preset, critic: Adversary | None) -> Preset:
-    """The family with a critic, which may know fewer dimensions."""
-    flat = critic is None or critic.use != "projective"
-    dimensions = tuple(ndim for ndim in family.dimensions if flat or ndim == 3)
-    return replace(family, adversary=critic, dimensions=dimensions)
+def _limited(family: Preset) -> Preset:
+    """The family without the dimensions that its critic or its losses do not know."""
+    return replace(family, dimensions=tuple(ndim for ndim in family.dimensions if not family.limit(ndim)))
 
 
 def _critic(options: Options) -> Adversary | None:

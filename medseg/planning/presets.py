@@ -74,6 +74,14 @@ class Preset:
         cap = (self.max_channels_2d if ndim == 2 else self.max_channels_3d) * base // self.base_channels
         return tuple(min(cap, base * 2**stage) for stage in range(stages))
 
+    def limit(self, ndim: int) -> str:
+        """What beside the network is not for these dimensions; "" if nothing."""
+        if ndim == 2 and self.adversary is not None and self.adversary.use == "projective":
+            return "the critic projective"
+        if ndim == 3 and any(term.options.get("edge") == "canny" for term in self.losses):
+            return "the edges canny"
+        return ""
+
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
@@ -86,7 +94,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "fcn": Preset("fcn"),
         "gg_net": Preset("gg_net", blocks=(1, 3, 4, 6), heads=(Step("boundary"),)),
         "gra_unet": Preset("gra_unet"),
-        "mednext": Preset("mednext", stages=5, rigid=True),
+        "mednext": Preset("mednext", max_channels_3d=512, stages=5, rigid=True),
         "mel_net": Preset("mel_net", max_channels_2d=1024, stages=6),
         "multi_scale_unet": Preset("multi_scale_unet"),
         "object_boundary": Preset("object_boundary", losses=(LossTerm(1.0, "object_boundary"),)),

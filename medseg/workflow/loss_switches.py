@@ -61,6 +61,19 @@ def ohem_that_keeps_all(plan: Plan) -> Iterator[Fight]:
             yield Fight("training.losses", what, f"set min_kept to about {voxels // 50}, or use cross_entropy")
 
 
+def shares_of_nothing(plan: Plan) -> Iterator[Fight]:
+    """A part of a term that counts less than nothing, and a term whose parts all count nothing."""
+    for number, term in enumerate(plan.training.losses):
+        shares = {name: share for name in _SHARES if (share := _option(term, name)) is not None and _builtin(term)}
+        below = {name: share for name, share in shares.items() if share < 0}
+        if below or (len(shares) > 1 and not any(shares.values())):
+            given = ", ".join(f"{name} {share:g}" for name, share in (below or shares).items())
+            what = f"{term.use} with {given} " + (
+                "would grow what it should make small" if below else "teaches nothing"
+            )
+            yield Fight(f"training.losses[{number}].options", what, "give 0 or more, and one part more than 0")
+
+
 def overlap_twice(plan: Plan) -> Iterator[Fight]:
     """Two terms that measure the overlap of the same classes."""
     names = [term.use for term in plan.training.losses if _measures(term, _OVERLAP, "dice_weight")]
@@ -78,7 +91,7 @@ def edges_twice(plan: Plan) -> Iterator[Fight]:
 
 def cross_entropy_twice(plan: Plan) -> Iterator[Fight]:
     """Two terms that average the cross-entropy of all voxels."""
-    names = [term.use for term in plan.training.losses if _measures(term, _ENTROPY, "ce_weight")]
+    names = [term.use for term in plan.training.losses if _measures(term, _ENTROPY, *_ENTROPY_SHARES)]
     if len(names) > 1:
         hint = 'keep one of them; "dice_ce" with "ce_weight": 0 is Dice alone, and all take class weights'
         yield Fight("training.losses", f"{' and '.join(names)} would count cross-entropy twice", hint)
@@ -87,7 +100,7 @@ def cross_entropy_twice(plan: Plan) -> Iterator[Fight]:
 def hard_voxels_beside_all(plan: Plan) -> Iterator[Fight]:
     """Hard voxels are picked, and the cross-entropy of all of them counts as well."""
     picked = _terms(plan, "ohem", "focal")
-    whole = [term.use for term in plan.training.losses if _measures(term, _ENTROPY, "ce_weight")]
+    whole = [term.use for term in plan.training.losses if _measures(term, _ENTROPY, *_ENTROPY_SHARES)]
     if picked and whole:
         what = f"{picked[0].use} stresses hard voxels, and {whole[0]} counts the cross-entropy of all beside it"
         yield Fight(
@@ -98,7 +111,8 @@ def hard_voxels_beside_all(plan: Plan) -> Iterator[Fight]:
 def overlap_alone(plan: Plan) -> Iterator[Fight]:
     """Dice or its kin without a loss of every voxel beside it."""
     overlap = [term.use for term in plan.training.losses if _measures(term, _OVERLAP, "dice_weight")]
-    voxels = _terms(plan, "ohem", "focal") or [t for t in plan.training.losses if _measures(t, _ENTROPY, "ce_weight")]
+    voxels = _terms(plan, "ohem", "focal")
+    voxels = voxels or [term for term in plan.training.losses if _measures(term, _ENTROPY, *_ENTROPY_SHARES)]
     if overlap and not voxels and all(_builtin(term) for term in plan.training.losses):
         what = f"{overlap[0]} alone has noisy gradients, and a curve that is hard to read"
         yield Fight("training.losses", what, "put cross_entropy beside it, as dice_ce does")
@@ -152,6 +166,7 @@ LOSS_FIGHTS: tuple[Rule, ...] = (
     ohem_and_pixel_weights,
     gaps_without_classes,
     ohem_that_keeps_all,
+    shares_of_nothing,
     overlap_twice,
     edges_twice,
     cross_entropy_twice,
@@ -163,6 +178,8 @@ LOSS_FIGHTS: tuple[Rule, ...] = (
 
 _PIXELS = "pixel_cross_entropy"
 _OVERLAP = ("dice_ce", "dice", "generalised_dice", "tversky", "focal_tversky", "bce_batch_dice", "distillation")
+_ENTROPY_SHARES = ("ce_weight", "bce_weight")
+_SHARES = ("dice_weight", *_ENTROPY_SHARES, "edge_weight")
 _ENTROPY = (
     "dice_ce",
     "cross_entropy",
@@ -189,9 +206,10 @@ def _builtin(term: LossTerm) -> bool:
     return ":" not in term.use
 
 
-def _measures(term: LossTerm, names: Sequence[str], share: str) -> bool:
+def _measures(term: LossTerm, names: Sequence[str], *shares: str) -> bool:
     teacher_only = term.use == "distillation" and term.options.get("alpha") == 1
-    return term.use in names and term.weight != 0 and term.options.get(share, 1.0) != 0 and not teacher_only
+    counts = all(term.options.get(share, 1.0) != 0 for share in shares)
+    return term.use in names and term.weight != 0 and counts and not teacher_only
 
 
 def _weighs_classes(plan: Plan) -> bool:

@@ -45,6 +45,7 @@ def plan(
     out, wishes = Path(out), Wishes(options, tuple(heads))
     fingerprint = measure_dataset(read_dataset(dataset), workers=workers, report=report)
     if budget.hours is None:
+        budget = _of_named_cpu(budget)
         plans = make_plans(fingerprint, budget, preset, wishes=wishes)
     else:
         budget, seconds_of = _stopwatch(fingerprint, budget)
@@ -97,6 +98,15 @@ def explain(plan: Plan) -> str:
 
 def _because(plan: Plan, field: str) -> str:
     return f"\n  {plan.reasons[field]}" if field in plan.reasons else ""
+
+
+def _of_named_cpu(budget: Budget) -> Budget:
+    """The budget with the precision that training will have on a CPU that is asked for; of GPUs any may be meant."""
+    from medseg.workflow.devices import resolve_device, resolve_precision
+
+    if budget.device != "cpu":
+        return budget
+    return replace(budget, precision=resolve_precision(budget.precision, resolve_device("cpu")))
 
 
 def _stopwatch(fingerprint: Fingerprint, budget: Budget) -> "tuple[Budget, SecondsOf]":

@@ -1,4 +1,5 @@
-from typing import TypedDict, Unpack
+from collections.abc import Sequence
+from typing import Literal, TypedDict, Unpack
 
 import pytest
 
@@ -63,3 +64,48 @@ def test_a_wrong_step_fails_at_once_and_says_what_would_do(use, options, says):
     with pytest.raises(PlanError, match=says) as caught:
         resolve(use, TABLE, options, where="training.losses")
     assert caught.value.where == "training.losses"
+
+
+def plain(
+    value: float,
+    *,
+    share: float = 1.0,
+    count: int | None = None,
+    deep: bool = True,
+    rates: Sequence[int] = (1,),
+    alpha: float | Sequence[float] | None = None,
+    kind: Literal["a", "b"] = "a",
+    anything: object = None,
+) -> object:
+    return value
+
+
+GOOD = [
+    *({"share": share} for share in (0, 0.5, 2)),
+    *({"count": count} for count in (None, 3)),
+    {"deep": False},
+    *({"rates": rates} for rates in ([1, 2], (1,), [])),
+    *({"alpha": alpha} for alpha in (None, 0.5, [0.1, 0.2])),
+    *({"anything": value} for value in ("text", None, [1])),
+    {"kind": "c"},  # it judges itself
+]
+WRONG = [
+    *({"share": share} for share in (".5", "0,5", None, True, [0.5])),
+    *({"count": count} for count in ("3", 2.5, False)),
+    *({"deep": deep} for deep in ("False", 0, None)),
+    *({"rates": rates} for rates in ("[1", 3, None)),
+    *({"alpha": alpha} for alpha in ("null", False)),
+]
+
+
+@pytest.mark.parametrize("options", GOOD, ids=str)
+def test_options_of_the_kind_that_a_function_asks_for_are_bound(options):
+    assert resolve("plain", {"plain": plain}, options, where="x")(1.0) == 1.0
+
+
+@pytest.mark.parametrize("options", WRONG, ids=str)
+def test_text_and_null_in_place_of_numbers_lists_or_truth_are_refused(options):
+    ((name, value),) = options.items()
+    with pytest.raises(PlanError, match=r"x: .plain. cannot take") as caught:
+        resolve("plain", {"plain": plain}, options, where="x")
+    assert f"{value!r} as {name}" in str(caught.value)

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+from tiny_run import tiny_plan
 from toy_fingerprints import alike, feature_bytes
 
 from medseg.errors import PlanError
@@ -9,8 +10,9 @@ from medseg.planning.design import HEAD_LOSSES, Wishes, design, read_options
 from medseg.planning.planner import make_plans
 from medseg.planning.presets import PRESETS
 from medseg.types.labels import Label, Labels
-from medseg.types.plan import Adversary, Budget, LossTerm
+from medseg.types.plan import Adversary, Budget, LossTerm, Network, Topology
 from medseg.workflow.check_plan import check_plan
+from medseg.workflow.network_switches import topology_that_monai_ignores
 from medseg.workflow.networks import list_networks
 
 SCANS = alike((36, 50, 35), (1.0, 1.0, 1.0), 20)
@@ -169,6 +171,13 @@ def test_a_critic_is_planned_with_its_memory_and_its_own_options():
     (thick,) = make_plans(SCANS, Budget(8.0), "unet", wishes=Wishes({"adversary": "projective"}), **quick)
     assert thick.name == "toy-3d_fullres"
     assert thick.reasons["left_out.2d"] == "unet with the critic projective is for 3D, this takes 2D"
+    (flat,) = make_plans(
+        SCANS, Budget(8.0), "unet", wishes=Wishes({"loss.gg_net.edge": "canny"}, ("boundary",)), **quick
+    )
+    assert flat.name == "toy-2d"
+    assert flat.reasons["left_out.3d_fullres"] == "unet with the edges canny is for 2D, this takes 3D"
+    with pytest.raises(PlanError, match="a critic judges label maps, and the data set has landmarks alone"):
+        family(POINTS, adversary="segan")
     small = alike((16, 20, 16), (1.0, 1.0, 1.0), 3)
     with pytest.raises(PlanError, match="segen"):
         make_plans(small, Budget(4.0), "unet", wishes=Wishes({"adversary": "segen"}))
@@ -180,6 +189,22 @@ def test_a_critic_is_planned_with_its_memory_and_its_own_options():
     ):
         with pytest.raises(PlanError, match=said):
             family(**wrong)
+
+
+def test_a_backbone_names_its_preset():
+    assert family(preset="resenc_unet") == family(preset="resenc") and family(preset="resenc").backbone == "resenc_unet"
+
+
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.rigid])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_planner_gives_no_channels_that_the_network_ignores(name, ndim):
+    preset = PRESETS[name]
+    for base in preset.bases:
+        channels = preset.stage_channels(preset.stages, ndim=ndim, base=base)
+        rows = ((1, 1, 1),) * preset.stages
+        topology = Topology(ndim, channels, rows, rows, (1,) * preset.stages)
+        plan = replace(tiny_plan(), network=Network(preset.backbone, topology))
+        assert list(topology_that_monai_ignores(plan)) == []
 
 
 def test_networks_of_one_dimension_leave_the_others_out():

@@ -152,7 +152,20 @@ ROWS = [
     ("overlap_twice", "training.losses", "overlap twice", losses("dice_ce", "generalised_dice")),
     ("overlap_twice", "training.losses", "overlap twice", losses("tversky", "dice")),
     ("overlap_twice", "training.losses", "overlap twice", losses("dice_ce", "distillation")),
+    (
+        "shares_of_nothing",
+        "training.losses[1].options",
+        "dice_ce with dice_weight 0, ce_weight 0 teaches nothing",
+        losses("cldice", term("dice_ce", dice_weight=0, ce_weight=0.0)),
+    ),
+    (
+        "shares_of_nothing",
+        "training.losses[0].options",
+        "dice_ce with ce_weight -1 would grow what it should make small",
+        losses(term("dice_ce", ce_weight=-1.0)),
+    ),
     ("cross_entropy_twice", "training.losses", "cross-entropy twice", losses("dice_ce", "cross_entropy")),
+    ("cross_entropy_twice", "training.losses", "cross-entropy twice", losses("bce_batch_dice", "cross_entropy")),
     (
         "cross_entropy_twice",
         "training.losses",
@@ -398,6 +411,7 @@ PEACE = {
     "ohem": losses("dice", term("ohem", min_kept=100)),
     "weights": losses("dice", term("weighted_cross_entropy", weights=[1.0, 2.0, 3.0])),
     "region weights": tiny_plan(labels=REGIONS, losses=(term("focal", alpha=[0.1, 0.2]),)),
+    "Dice alone beside cross-entropy": losses(term("bce_batch_dice", bce_weight=0.0), "weighted_cross_entropy"),
     "centre lines": losses("dice_ce", term("cldice", classes=[2])),
     "code of one's own": losses("dice_ce", "statistics:fmean"),
     "a head of one's own": network(Step("segmentation"), Step("statistics:fmean")),
@@ -477,6 +491,7 @@ DOUBTFUL = [
     ),
     ("overlap_alone", "tversky alone", losses("tversky", "cldice")),
     ("overlap_alone", "dice_ce alone", losses(term("dice_ce", ce_weight=0.0))),
+    ("overlap_alone", "bce_batch_dice alone", losses(term("bce_batch_dice", bce_weight=0.0))),
     (
         "windows_of_landmark_plans",
         "overlap 0.75",

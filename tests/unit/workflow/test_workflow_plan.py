@@ -75,6 +75,13 @@ def test_hours_time_steps_on_the_device_and_record_them(folder, tmp_path, monkey
     assert "0.2 s each" in plans[1].reasons["training.epochs"]
 
 
+@pytest.mark.parametrize(("device", "precision"), [("cpu", "fp32"), (None, "bf16"), ("cuda:0", "bf16")])
+def test_memory_on_a_cpu_that_is_asked_for_is_that_of_its_precision(folder, tmp_path, monkeypatch, device, precision):
+    monkeypatch.setattr("medseg.workflow.devices._cpu_has_bf16", lambda: False)
+    plans = plan(folder, tmp_path, budget=Budget(4.0, device=device))
+    assert {made.training.precision for made in plans} == {precision}
+
+
 def test_a_budget_nothing_fits_in_leaves_no_files(folder, tmp_path):
     with pytest.raises(BudgetError, match="smallest that would fit is"):
         plan(folder, tmp_path, budget=Budget(0.01))
