@@ -203,7 +203,7 @@ def test_the_planner_gives_no_channels_that_the_network_ignores(name, ndim):
         channels = preset.stage_channels(preset.stages, ndim=ndim, base=base)
         rows = ((1, 1, 1),) * preset.stages
         topology = Topology(ndim, channels, rows, rows, (1,) * preset.stages)
-        plan = replace(tiny_plan(), network=Network(preset.backbone, topology))
+        plan = replace(tiny_plan(ndim=ndim), network=Network(preset.backbone, topology))
         assert list(topology_that_monai_ignores(plan)) == []
 
 
