@@ -21,7 +21,7 @@ def write_slice(path, pixels, position, axes=AXIAL, **changes):
     meta.MediaStorageSOPInstanceUID = generate_uid()
     ds = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
     ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    ds.PatientName, ds.PatientID = "Geheim^Person", "ID-4711"
+    ds.PatientName, ds.PatientID = "Geheim^Person", "ID-Q4711Z"
     ds.Modality, ds.SeriesDescription = "CT", "phantom"
     ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = STUDY, UID, FRAME
     ds.Rows, ds.Columns = pixels.shape[:2]

@@ -142,7 +142,7 @@ def _ct_slice(plane, k, study, series, frame, patient):
     ds.file_meta = meta
     ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = study, series, frame
-    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = patient, "4711", "19500131", "F"
+    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = patient, "Q4711Z", "19500131", "F"
     ds.StudyDate, ds.StudyTime, ds.StudyID, ds.AccessionNumber = "20240102", "101112", "1", "77"
     ds.ReferringPhysicianName, ds.Manufacturer, ds.PositionReferenceIndicator = "", "medseg", ""
     ds.Modality, ds.ImageType, ds.PatientPosition = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"], "HFS"

@@ -76,7 +76,7 @@ def us_dataset(frames, *, photometric="MONOCHROME2", spacing_cm=0.05, region=Non
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data.SOPClassUID = US_MULTI_FRAME if count > 1 else US_SINGLE
     data.SOPInstanceUID, data.StudyInstanceUID, data.SeriesInstanceUID = (generate_uid() for _ in range(3))
-    data.Modality, data.PatientName, data.PatientID = "US", "Doe^Jane", "4711"
+    data.Modality, data.PatientName, data.PatientID = "US", "Doe^Jane", "Q4711Z"
     data.PatientBirthDate = data.PatientSex = data.StudyID = data.AccessionNumber = ""
     data.StudyDate, data.StudyTime, data.ReferringPhysicianName = "20260101", "101010", ""
     data.SeriesNumber = data.InstanceNumber = 1

@@ -29,7 +29,7 @@ pytestmark = [
     ),
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
 ]
-SECRETS = re.compile(r"Doe|Jane|4711|1950|se:cret|Traceback")
+SECRETS = re.compile(r"Doe|Jane|Q4711Z|19500131|se:cret|Traceback")
 
 
 @pytest.fixture(autouse=True)
