@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,14 @@ from medseg.types.plan import Plan
 _LOG = logging.getLogger("medseg")
 Fold = int | Literal["all"]
 Folds = Literal["cv", "all"] | int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class _Annotations:
+    """`annotations.json`: `cache` is the version that prepared the cases, `sha256` is of their annotations."""
+
+    cache: str
+    sha256: dict[str, str]
 
 
 def annotated(dataset: Dataset) -> list[Case]:
@@ -95,12 +103,12 @@ def say_changed_annotations(run: Path, train: Sequence[str], cache: Path) -> Non
     """
     path, now = run / "annotations.json", {case: annotation_sha256(cache, case) for case in train}
     if not (run / CHECKPOINT).exists() and not is_finished(run):
-        write_record({**now, "": VERSION}, path)
+        write_record(_Annotations(VERSION, now), path)
         return
-    before = read_record(path, dict[str, str]) if path.exists() else {}
-    if before.get("") != VERSION:
+    before = read_record(path, _Annotations) if path.exists() else _Annotations("", {})
+    if before.cache != VERSION:
         return  # prepared otherwise, so the hashes differ for another reason
-    changed = sorted(case for case in now.keys() & before.keys() if now[case] != before[case])
+    changed = sorted(case for case in now.keys() & before.sha256.keys() if now[case] != before.sha256[case])
     if changed:
         some = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
         what = (

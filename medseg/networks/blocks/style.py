@@ -30,8 +30,7 @@ class AdaptiveInstanceNorm(nn.Module):
             return x
         if x[0, 0].numel() == 1:
             return x
-        mean, std = style_statistics(x)
-        return adapt_style(x, *(torch.where(self.seen > 0, kept, own) for kept, own in self._pairs(mean, std)))
+        return torch.where(self.seen > 0, adapt_style(x, self.mean, self.var.sqrt()), x)
 
     @torch.no_grad()
     def _remember(self, x: Tensor) -> None:
@@ -39,9 +38,6 @@ class AdaptiveInstanceNorm(nn.Module):
         self.seen.add_(1).clamp_(max=_REMEMBERED)
         self.mean.lerp_(mean.mean(0), 1 / self.seen)
         self.var.lerp_(std.square().mean(0), 1 / self.seen)
-
-    def _pairs(self, mean: Tensor, std: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-        return (self.mean, mean), (self.var.sqrt(), std)
 
 
 def style_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
